@@ -1,0 +1,177 @@
+"""The demo's loop over several training seeds, compared on the same unseen seeds.
+
+    python benchmarks/loop.py --output runs/loop --record docs/loop.json
+
+One deployment of the shipped base policy as in the demo (same seeds, same stopping rule, collected
+synchronously, which gives the same bags), then for every training seed each method from the same
+bags, and base and all results on the same evaluation seeds. Differences are paired by seed; the
+mean over training seeds has Student's t interval. Evaluation seeds are neither the demo's nor those
+that any setting was chosen on.
+"""
+
+import argparse
+import json
+import platform
+import time
+from datetime import date
+from pathlib import Path
+
+from hapo_ros.demo import (
+    CONTROL,
+    DEMONSTRATION_SEED,
+    DEMONSTRATIONS,
+    DEPLOYMENT_SEED,
+    METHOD,
+    SETTINGS,
+    TASK,
+    DemoOptions,
+)
+from hapo_ros.learning.trainer import optimize
+from hapo_ros.progress import progress
+from hapo_ros.resources import resource
+from hapo_ros.sim.environment import Disturbance
+from hapo_ros.sim.rollout import collect, evaluate
+from hapo_ros.statistics import mean_over_seeds, paired_difference, wilson
+
+EVALUATION_SEED = 20_000
+
+
+def demonstrate(folder: Path, workers: int) -> None:
+    """The demo's demonstrations."""
+    seeds = list(range(DEMONSTRATION_SEED, DEMONSTRATION_SEED + DEMONSTRATIONS))
+    collect(folder, TASK, seeds, disturbance=Disturbance(), workers=workers)
+
+
+def deploy(base: Path, folder: Path, options: DemoOptions) -> dict:
+    """The demo's deployment: seeds in order until enough takeovers; later episodes are left out."""
+    episodes = []
+    for seed in range(DEPLOYMENT_SEED, DEPLOYMENT_SEED + options.episodes):
+        episodes += collect(folder, TASK, [seed], checkpoint=base, workers=0)
+        if sum(episode.takeovers for episode in episodes) >= options.takeovers:
+            break
+    live = [label for episode in episodes for label in episode.live]
+    return {
+        "episodes": len(episodes),
+        "takeovers": sum(episode.takeovers for episode in episodes),
+        "human_steps": live.count(2),
+        "policy_steps": live.count(1),
+    }
+
+
+def outcomes(checkpoint: Path, seeds: list[int], workers: int, what: str) -> list[bool]:
+    """Success of the policy alone on every seed."""
+    with progress(what, len(seeds)) as advance:
+        episodes = evaluate(
+            checkpoint,
+            TASK,
+            seeds,
+            workers=workers,
+            progress=lambda done, total, result: advance(done),
+        )
+    return [episode.success for episode in episodes]
+
+
+def against(first: list[list[bool]], second: list[list[bool]]) -> dict:
+    """Paired differences, one a training seed, and their mean."""
+    pairs = [paired_difference(a, b) for a, b in zip(first, second, strict=True)]
+    mean = mean_over_seeds([pair.difference for pair in pairs])
+    return {
+        "per_training_seed": [
+            {
+                "difference": p.difference,
+                "low": p.low,
+                "high": p.high,
+                "p": p.p_value,
+                "verdict": p.verdict,
+            }
+            for p in pairs
+        ],
+        "mean": mean.mean,
+        "mean_low": mean.low,
+        "mean_high": mean.high,
+        "verdict": "no difference shown" if mean.low <= 0 <= mean.high else "a difference",
+    }
+
+
+def main() -> None:
+    defaults = DemoOptions()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", required=True, help="folder of bags and checkpoints")
+    parser.add_argument("--record", help="JSON file of the results")
+    parser.add_argument("--base", default=None, help="checkpoint; default: the shipped one")
+    parser.add_argument("--methods", default=f"{METHOD},{CONTROL}")
+    parser.add_argument("--training-seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=100, help="evaluation seeds")
+    parser.add_argument("--first-seed", type=int, default=EVALUATION_SEED)
+    parser.add_argument("--steps", type=int, default=defaults.steps)
+    parser.add_argument("--takeovers", type=int, default=defaults.takeovers)
+    parser.add_argument("--episodes", type=int, default=defaults.episodes)
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=JSON")
+    parser.add_argument("--workers", type=int, default=2)
+    arguments = parser.parse_args()
+
+    started = time.monotonic()
+    output = Path(arguments.output)
+    base = Path(arguments.base) if arguments.base else resource("models/lift_base")
+    demonstrations, bags = output / "demonstrations", output / "deployment"
+    settings = SETTINGS | {"steps": arguments.steps}
+    settings |= {
+        name: json.loads(value) for name, value in (word.split("=", 1) for word in arguments.set)
+    }
+    demonstrate(demonstrations, arguments.workers)
+    options = DemoOptions(episodes=arguments.episodes, takeovers=arguments.takeovers)
+    deployment = deploy(base, bags, options)
+    print(deployment, flush=True)
+
+    seeds = list(range(arguments.first_seed, arguments.first_seed + arguments.seeds))
+    base_outcomes = outcomes(base, seeds, arguments.workers, "base")
+    arms: dict[str, list[list[bool]]] = {}
+    for method in arguments.methods.split(","):
+        source = [demonstrations] if method == CONTROL else [demonstrations, bags]
+        for training_seed in range(arguments.training_seeds):
+            name = f"{method}_{training_seed}"
+            with progress(name, arguments.steps) as advance:
+                optimize(
+                    source,
+                    base,
+                    method,
+                    settings | {"seed": training_seed},
+                    output / name,
+                    progress=lambda said: advance(said["step"], f"loss {said['loss']:.3f}"),
+                )
+            arms.setdefault(method, []).append(
+                outcomes(output / name, seeds, arguments.workers, name)
+            )
+
+    n = len(seeds)
+    result = {
+        "command": "python benchmarks/loop.py",
+        "date": date.today().isoformat(),
+        "machine": f"{platform.machine()}, python {platform.python_version()}",
+        "base": {
+            "successes": sum(base_outcomes),
+            "n": n,
+            "wilson_95": wilson(sum(base_outcomes), n),
+        },
+        "deployment": deployment,
+        "settings": settings,
+        "evaluation_seeds": [seeds[0], seeds[-1]],
+        "arms": {
+            method: {
+                "successes": [sum(run) for run in runs],
+                "wilson_95": [wilson(sum(run), n) for run in runs],
+                "against_base": against(runs, [base_outcomes] * len(runs)),
+            }
+            for method, runs in arms.items()
+        },
+        "took_s": round(time.monotonic() - started),
+    }
+    if METHOD in arms and CONTROL in arms:
+        result["method_against_control"] = against(arms[METHOD], arms[CONTROL])
+    print(json.dumps(result, indent=1))
+    if arguments.record:
+        Path(arguments.record).write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

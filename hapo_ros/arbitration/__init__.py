@@ -1,0 +1,30 @@
+"""Who commands the robot: a pure state machine and its limits."""
+
+from hapo_ros.arbitration.arbiter import Arbiter
+from hapo_ros.arbitration.transitions import TRANSITIONS, Trigger
+from hapo_ros.arbitration.types import (
+    Applied,
+    ArbiterConfig,
+    Authority,
+    Decision,
+    Event,
+    HumanSample,
+    PolicyCommand,
+    Reason,
+    Tick,
+)
+
+__all__ = [
+    "TRANSITIONS",
+    "Applied",
+    "Arbiter",
+    "ArbiterConfig",
+    "Authority",
+    "Decision",
+    "Event",
+    "HumanSample",
+    "PolicyCommand",
+    "Reason",
+    "Tick",
+    "Trigger",
+]

@@ -1,0 +1,369 @@
+"""Who commands the robot: a pure state machine, one decision a tick.
+
+Time comes in as ``now_s`` (steady receipt clock, seconds). The label is made here, with the
+decision. ``transitions.TRANSITIONS`` is the whole of what can change the authority.
+"""
+
+import copy
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from hapo_ros import labels
+from hapo_ros.arbitration.limits import ACTION_DIM, ARM, GRIPPER, hold, limit_action, valid_action
+from hapo_ros.arbitration.transitions import TRANSITIONS, Trigger
+from hapo_ros.arbitration.types import (
+    ArbiterConfig,
+    Authority,
+    Decision,
+    Event,
+    HumanSample,
+    PolicyCommand,
+    Reason,
+    Tick,
+)
+
+_EVENT_TRIGGERS = {event: Trigger[event.name] for event in Event}
+_STARTS = (Trigger.START_DEPLOYMENT, Trigger.START_DEMONSTRATION)
+_ENDS = (Trigger.END_EPISODE, Trigger.TIME_RESET)
+_LOSSES = (Reason.DEVICE_LOST, Reason.DEVICE_LOST_POLICY)
+_NOTHING = np.zeros(0, np.float32)
+_NOTHING.setflags(write=False)
+
+
+@dataclass
+class _State:
+    episode_id: str = ""
+    sequence: int = -1
+    waiting: tuple[Event, ...] = ()  # a start, and what follows it, until the first tick
+    demonstration: bool = False
+    authority: Authority = Authority.HOLD
+    reason: Reason = Reason.NO_EPISODE
+    epoch: int = 0
+    gripper: float = -1.0  # last executed gripper command; -1 is open
+    chunk: PolicyCommand | None = None
+    failures: int = 0  # policy decisions late or refused, in a row
+    sample: HumanSample | None = None  # last valid report
+    invalid: bool = False  # the newest report was not executable
+    armed: bool = False  # seen neutral since it was last live, handed back or lost
+    neutral_since_s: float | None = None
+    taken_over_s: float = -np.inf
+    handed_back_s: float = -np.inf
+    takeovers: int = 0
+    changed: bool = False  # authority changed hands in this step
+    awaits_policy: bool = False  # the decision is a hold only because no answer is there
+
+
+class Arbiter:
+    """Decides, once a tick, whose action is executed. See the module's docstring."""
+
+    def __init__(self, config: ArbiterConfig | None = None):
+        self.config = config or ArbiterConfig()
+        self.counts: Counter[str] = Counter()  # refusals and the like, for diagnostics
+        self._state = _State()
+        self._last: Decision | None = None
+
+    authority = property(lambda self: self._state.authority)
+    reason = property(lambda self: self._state.reason)
+    epoch = property(lambda self: self._state.epoch)
+    sequence = property(lambda self: self._state.sequence)
+    armed = property(lambda self: self._state.armed)
+    takeovers = property(lambda self: self._state.takeovers)
+
+    def device_live(self, now_s: float) -> bool:
+        """Whether the operator's device has reported within its time-out (ever, in lock-step)."""
+        return self._live(self._state, now_s)
+
+    def decided(self, tick: Tick) -> Decision | None:
+        """The decision already made for this very tick (it was sent again), else None."""
+        last = self._last
+        same = last and (last.episode_id, last.sequence) == (tick.episode_id, tick.sequence)
+        return last if same else None
+
+    def ready(
+        self,
+        now_s: float,
+        tick: Tick,
+        policy: PolicyCommand | None,
+        human: Sequence[HumanSample] = (),
+        events: Sequence[Event] = (),
+    ) -> bool:
+        """Whether :meth:`step` would decide without waiting for the policy. Changes nothing."""
+        state, _, _ = self._evaluate(now_s, tick, policy, human, events)
+        return not state.awaits_policy
+
+    def step(
+        self,
+        now_s: float,
+        tick: Tick | None,
+        policy: PolicyCommand | None = None,
+        human: Sequence[HumanSample] = (),
+        events: Sequence[Event] = (),
+    ) -> Decision:
+        """Decide one tick.
+
+        now_s: steady clock. tick: the tick, or None when the arbiter's own timer runs because ticks
+        stopped (then nobody's step is data: label NONE). policy: the answer to this tick, None if
+        it is late. human: every report since the last step, in order. events: likewise. Raises
+        ValueError for a tick that was decided already or is older than the last one. A start that
+        comes without a tick waits for the next one.
+        """
+        state = self._state
+        same_episode = tick is not None and tick.episode_id == state.episode_id
+        restarts = _restarts((*state.waiting, *events))
+        if same_episode and tick.sequence <= state.sequence and not restarts:
+            raise ValueError(
+                f"tick {tick.sequence} of {tick.episode_id} is not newer than {state.sequence}"
+            )
+        self._state, decision, counts = self._evaluate(now_s, tick, policy, human, events)
+        self.counts.update(counts)
+        if tick is not None:
+            self._last = decision
+        return decision
+
+    def _evaluate(self, now_s, tick, policy, human, events):
+        state = copy.copy(self._state)
+        state.changed = state.awaits_policy = False
+        counts: Counter[str] = Counter()
+        if tick is not None:
+            events, state.waiting = (*state.waiting, *events), ()
+        for event in events:
+            self._handle_event(state, Event(event), tick, now_s, counts)
+        for sample in human:
+            self._handle_sample(state, sample, now_s, counts)
+        self._watch_device(state, now_s)
+        if tick is None:
+            self._apply(state, Trigger.TICKS_LOST, now_s)
+        decision = self._decide(state, tick, policy, now_s, counts)
+        state.gripper = float(decision.action[GRIPPER])
+        return state, decision, counts
+
+    def _apply(self, state: _State, trigger: Trigger, now_s: float) -> bool:
+        """Follow the table. Every change of hands flushes the chunk and starts a new epoch."""
+        target = TRANSITIONS.get((state.authority, trigger))
+        if target is None:
+            return False
+        authority, reason = target
+        if authority is Authority.POLICY and (state.demonstration or not state.episode_id):
+            # No policy acts in a demonstration, nor before an episode has started.
+            reason = Reason.AWAITING_HUMAN if state.episode_id else Reason.NO_EPISODE
+            authority = Authority.HOLD
+        if authority is not state.authority:
+            if authority is Authority.HUMAN:
+                state.taken_over_s, state.neutral_since_s = now_s, None
+                state.takeovers += 1
+            elif state.authority is Authority.HUMAN:
+                state.handed_back_s, state.armed = now_s, False
+            state.epoch += 1
+            state.changed = True
+        state.authority, state.reason = authority, reason
+        state.chunk, state.failures = None, 0
+        return True
+
+    def _handle_event(self, state: _State, event: Event, tick, now_s: float, counts) -> None:
+        trigger = _EVENT_TRIGGERS[event]
+        if tick is None and (trigger in _STARTS or (state.waiting and trigger is Trigger.HOLD)):
+            state.waiting += (event,)
+            return
+        if trigger in _STARTS:
+            if state.authority is Authority.FAULT:
+                counts["starts_refused"] += 1
+                return
+            self._apply(state, Trigger.END_EPISODE, now_s)  # whatever ran before
+            state.episode_id, state.sequence = tick.episode_id, tick.sequence - 1
+            state.demonstration = trigger is Trigger.START_DEMONSTRATION
+            state.takeovers = 0
+            state.taken_over_s = state.handed_back_s = -np.inf
+            if valid_action(tick.applied_action):  # where the gripper stands now
+                state.gripper = float(tick.applied_action[GRIPPER])
+            if tick.sequence > 0:
+                self._apply(state, Trigger.JOIN, now_s)
+                state.epoch = tick.epoch + 1
+                return
+            self._apply(state, trigger, now_s)
+            # The first tick is answered under epoch 0, so that its inference counts.
+            state.epoch, state.changed = 0, False
+            return
+        if trigger is Trigger.CLEAR_FAULT and state.sample is not None and not _neutral(state):
+            counts["clear_refused"] += 1
+            return
+        if trigger is Trigger.RESUME and self._is_lost(state):
+            counts["resume_refused"] += 1
+            return
+        if not self._apply(state, trigger, now_s):
+            counts["requests_without_effect"] += 1
+        if trigger in _ENDS:
+            state.episode_id, state.sequence, state.waiting = "", -1, ()
+        if trigger is Trigger.TIME_RESET:
+            state.armed = False
+
+    def _handle_sample(self, state: _State, sample: HumanSample, now_s: float, counts) -> None:
+        if not _valid_sample(sample):
+            counts["device_reports_refused"] += 1
+            state.invalid, state.armed = True, False
+            return
+        previous, state.sample, state.invalid = state.sample, sample, False
+        if previous is not None and not self._live_at(previous, sample.received_s):
+            previous, state.armed = None, False  # it was lost, and is back
+        size = float(np.abs(sample.axes).max())
+        if size < self.config.release_threshold:
+            state.armed = True
+            if state.neutral_since_s is None:
+                state.neutral_since_s = now_s
+        else:
+            state.neutral_since_s = None
+
+        human_before = state.authority is Authority.HUMAN
+        if state.armed and size >= self.config.takeover_threshold:
+            self._apply(state, Trigger.CAP, now_s)
+        if state.armed and _pressed(previous, sample, self.config.authority_button):
+            by_cap = state.authority is Authority.HUMAN and not human_before
+            too_soon = human_before and now_s - state.handed_back_s < self.config.min_dwell_s
+            if not by_cap and not too_soon:
+                self._apply(state, Trigger.AUTHORITY_BUTTON, now_s)
+        if state.authority is Authority.HUMAN and _pressed(
+            previous, sample, self.config.gripper_button
+        ):
+            state.gripper = -1.0 if state.gripper > 0 else 1.0
+
+        if (
+            state.authority is Authority.HUMAN
+            and self.config.handback != "button"
+            and state.neutral_since_s is not None
+            and now_s - state.neutral_since_s >= self.config.release_after_s
+            and now_s - max(state.taken_over_s, state.handed_back_s) >= self.config.min_dwell_s
+        ):
+            released = self.config.handback == "release"
+            self._apply(state, Trigger.LET_GO if released else Trigger.DEADMAN, now_s)
+
+    def _live(self, state: _State, now_s: float) -> bool:
+        return state.sample is not None and self._live_at(state.sample, now_s)
+
+    def _live_at(self, sample: HumanSample, now_s: float) -> bool:
+        silent = now_s - sample.received_s > self.config.device_timeout_s
+        return self.config.lock_step or not silent
+
+    def _is_lost(self, state: _State) -> bool:
+        """Whether the device was lost in a hold that is still on, and not seen neutral since."""
+        needed = self.config.on_device_lost == "hold"
+        return needed and state.reason in _LOSSES and not state.armed
+
+    def _watch_device(self, state: _State, now_s: float) -> None:
+        if self._live(state, now_s):
+            return
+        state.armed, state.neutral_since_s = False, None
+        if state.authority is Authority.POLICY and self.config.on_device_lost == "continue":
+            return
+        self._apply(state, Trigger.DEVICE_LOST, now_s)
+
+    def _decide(self, state: _State, tick, policy, now_s: float, counts) -> Decision:
+        requested = _NOTHING
+        label, version = labels.NONE, ""
+        belongs = tick is not None and tick.episode_id == state.episode_id != ""
+        # A hand-over to the policy holds one tick: its answer was made before the change.
+        asked = state.authority is Authority.POLICY and belongs and not state.changed
+        counts["policy_answers_discarded"] += policy is not None and not asked
+        if asked:
+            requested, version = self._policy_action(state, tick, policy, now_s, counts)
+            label = labels.POLICY if requested.size else labels.NONE
+        elif state.authority is Authority.HUMAN:
+            requested = self._human_action(state)
+            label = labels.HUMAN if requested.size and belongs else labels.NONE
+            if not state.changed:
+                state.reason = Reason.HUMAN_ACTS
+            if not requested.size:
+                state.reason = Reason.DEVICE_INVALID
+        elif state.authority is Authority.POLICY and tick is not None and not belongs:
+            state.reason = Reason.NO_EPISODE
+        action, limited = hold(state.gripper), False
+        if requested.size:
+            action, limited = limit_action(
+                requested, self.config.max_linear, self.config.max_angular
+            )
+            counts["limited"] += limited
+        if belongs:
+            state.sequence = tick.sequence
+        following = state.sequence + 1
+        due = state.authority is Authority.POLICY and _from_chunk(state.chunk, following) is None
+        return Decision(
+            episode_id=tick.episode_id if tick else state.episode_id,
+            sequence=tick.sequence if tick else max(state.sequence, 0),
+            action=action,
+            requested=requested,
+            label=label,
+            authority=state.authority,
+            reason=state.reason,
+            epoch=state.epoch,
+            policy_version=version if label == labels.POLICY else "",
+            limited=limited,
+            policy_due=due,
+        )
+
+    def _policy_action(self, state: _State, tick: Tick, policy, now_s: float, counts):
+        """The policy's action for this tick, or (0,) and a reason in ``state``."""
+        answer = None
+        if policy is not None:
+            key = (policy.episode_id, policy.sequence, policy.epoch)
+            if key == (tick.episode_id, tick.sequence, state.epoch):
+                state.chunk = answer = policy
+            else:
+                counts["policy_answers_discarded"] += 1
+        action = _as_float32(_from_chunk(state.chunk, tick.sequence))
+        if valid_action(action):
+            state.failures, state.reason = 0, Reason.POLICY_ACTS
+            return action, state.chunk.version
+        late = answer is None and not action.size
+        state.awaits_policy = late
+        counts["policy_late" if late else "policy_refused"] += 1
+        failures = state.failures + 1
+        state.chunk, state.failures = None, failures
+        state.reason = Reason.POLICY_LATE if late else Reason.POLICY_INVALID
+        if failures >= self.config.max_policy_failures:
+            self._apply(state, Trigger.POLICY_GONE, now_s)
+        return _NOTHING, ""
+
+    def _human_action(self, state: _State) -> np.ndarray:
+        if state.invalid:
+            return _NOTHING
+        action = np.zeros(ACTION_DIM)
+        scale = [self.config.linear_scale_m_s] * 3 + [self.config.angular_scale_rad_s] * 3
+        action[ARM] = np.asarray(state.sample.twist, np.float64) / scale
+        action[GRIPPER] = state.gripper
+        action = _as_float32(action)
+        return action if valid_action(action) else _NOTHING
+
+
+def _restarts(events) -> bool:
+    return any(_EVENT_TRIGGERS[Event(event)] in _STARTS for event in events)
+
+
+def _from_chunk(chunk: PolicyCommand | None, sequence: int):
+    """The chunk's action for a tick, or None where the chunk does not reach it."""
+    if chunk is None or not 0 <= sequence - chunk.sequence < len(chunk.actions):
+        return None
+    return chunk.actions[sequence - chunk.sequence]
+
+
+def _as_float32(action) -> np.ndarray:
+    """As float32, where what is too large is infinite and so refused; (0,) for None."""
+    with np.errstate(over="ignore"):
+        return _NOTHING if action is None else np.asarray(action, np.float32)
+
+
+def _neutral(state: _State) -> bool:
+    return state.armed and state.neutral_since_s is not None
+
+
+def _valid_sample(sample: HumanSample) -> bool:
+    numbers = (np.asarray(sample.axes), np.asarray(sample.twist))
+    return all(n.shape == (6,) and bool(np.all(np.isfinite(n))) for n in numbers)
+
+
+def _pressed(previous: HumanSample | None, sample: HumanSample, button: int) -> bool:
+    """Whether ``button`` went down between two reports; a device's first report has no edges."""
+    if previous is None or button >= len(sample.buttons):
+        return False
+    was = button < len(previous.buttons) and previous.buttons[button]
+    return bool(sample.buttons[button]) and not was

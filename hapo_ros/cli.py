@@ -1,0 +1,538 @@
+"""``hapo ...``: the same core as the nodes, from the command line.
+
+Exit codes: 0 clean, 1 error, 3 finished with loss. Handlers are thin: they parse, call, print.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import contextmanager
+from dataclasses import fields
+from functools import partial
+from pathlib import Path
+
+from hapo_ros import jsonlines
+from hapo_ros.progress import progress
+
+EXIT_OK, EXIT_ERROR, EXIT_LOSS = 0, 1, 3
+EPILOG = "Exit codes: 0 clean, 1 error, 3 finished with loss (skipped bags, too few takeovers)."
+
+
+def main(argv: Iterable[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    arguments = _parser().parse_args(None if argv is None else list(argv))
+    try:
+        return arguments.run(arguments)
+    except KeyboardInterrupt:
+        print("Interrupted. Nothing half-done was kept.", file=sys.stderr)
+        return EXIT_ERROR
+    except _expected() as error:
+        print(f"hapo {arguments.command}: {error}", file=sys.stderr)
+        return EXIT_ERROR
+
+
+def _expected() -> tuple[type[Exception], ...]:
+    """Errors that are sentences for the user; anything else is a bug and shows where."""
+    from hapo_ros.episodes import BadEpisode, EpisodeWriteError, RecoveryError
+    from hapo_ros.gateway_client import GatewayError
+    from hapo_ros.sim.workers import WorkerError
+    from hapo_ros.supervisor import DeploymentError
+
+    known = [OSError, ValueError, BadEpisode, EpisodeWriteError, RecoveryError, DeploymentError]
+    known += [WorkerError, GatewayError]
+    if "hapo_ros.learning.trainer" in sys.modules:
+        trainer = sys.modules["hapo_ros.learning.trainer"]
+        known += [trainer.Cancelled, trainer.Diverged]
+    return tuple(known)
+
+
+# Commands
+
+
+def _demo(arguments) -> int:
+    from hapo_ros.demo import DemoOptions, run_demo
+
+    names = [field.name for field in fields(DemoOptions)]
+    options = DemoOptions(**{name: getattr(arguments, name) for name in names})
+    return run_demo(Path(arguments.output), options)
+
+
+def _deploy(arguments) -> int:
+    import time
+
+    from hapo_ros.deployment import describe, parse
+    from hapo_ros.supervisor import Supervisor
+
+    deployment = describe(parse(arguments.arguments))
+    with _stop_flag() as stopped, Supervisor(deployment) as supervisor:
+        supervisor.start()
+        names = ", ".join(spec.name for spec in deployment.nodes)
+        print(f"Running {names}. Ctrl-C ends it.", flush=True)
+        while not stopped() and not supervisor.done:
+            supervisor.watch()
+            time.sleep(0.05)
+    return EXIT_OK
+
+
+def _collect(arguments) -> int:
+    from hapo_ros.sim.environment import Disturbance
+    from hapo_ros.sim.rollout import collect
+
+    seeds = _seeds(arguments)
+    options = {}
+    if arguments.policy is None:
+        options = {"cameras": _cameras(arguments), "object_state": arguments.inputs != "images"}
+        if not arguments.no_disturbance:
+            options["disturbance"] = Disturbance()
+    with progress("collecting", len(seeds), arguments.json) as advance:
+        episodes = collect(
+            arguments.output,
+            arguments.task,
+            seeds,
+            checkpoint=arguments.policy,
+            workers=arguments.workers,
+            progress=lambda done, total, result: advance(done),
+            **options,
+        )
+    deployed = arguments.policy is not None
+    _report(
+        arguments,
+        {
+            "bags": str(Path(arguments.output).resolve()),
+            "source": "deployment" if deployed else "demonstration",
+            "episodes": len(episodes),
+            "successes": sum(episode.success for episode in episodes),
+            "steps": sum(episode.steps for episode in episodes),
+            "takeovers": sum(episode.takeovers for episode in episodes) if deployed else None,
+        },
+    )
+    return EXIT_OK
+
+
+def _cameras(arguments) -> dict[str, list[int]]:
+    if arguments.inputs == "state":
+        return {}
+    return {name: [arguments.image_size] * 2 for name in arguments.cameras.split(",") if name}
+
+
+def _train(arguments) -> int:
+    from hapo_ros.learning.trainer import train_bc
+
+    return _learn(
+        arguments,
+        lambda **hooks: train_bc(arguments.bags, _settings(arguments), arguments.output, **hooks),
+    )
+
+
+def _optimize(arguments) -> int:
+    from hapo_ros.learning.trainer import optimize
+
+    return _learn(
+        arguments,
+        lambda **hooks: optimize(
+            arguments.bags,
+            arguments.base,
+            arguments.method,
+            _settings(arguments),
+            arguments.output,
+            reference_cache=arguments.reference_cache,
+            **hooks,
+        ),
+    )
+
+
+def _learn(arguments, train: Callable) -> int:
+    """Run a training with its progress; SIGTERM and Ctrl-C cancel it without a checkpoint."""
+    # Waiting threads of a busy machine would otherwise spin: a step took up to ten times longer.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from hapo_ros.learning.trainer import Cancelled, Diverged
+
+    with _stop_flag() as stopped:
+        try:
+            with progress("training", 1, arguments.json) as advance:
+                show = _print_json if arguments.json else partial(_show_training, advance)
+                trained = train(progress=show, cancelled=stopped)
+        except (Cancelled, Diverged, ValueError, OSError) as error:
+            if arguments.json:
+                _print_json({"text": str(error)})
+                return EXIT_ERROR
+            raise
+    _report(
+        arguments,
+        {
+            "checkpoint": str(trained.checkpoint.resolve()),
+            "version": trained.version,
+            "metrics": trained.metrics,
+            "notes": trained.notes,
+            "text": f"Checkpoint {trained.version} is in {trained.checkpoint.resolve()}.",
+        },
+    )
+    return EXIT_OK
+
+
+def _show_training(advance: Callable, said: dict) -> None:
+    advance(said["step"], f"loss {said['loss']:.4f}", said["total"])
+
+
+def _settings(arguments) -> dict:
+    try:
+        settings = json.loads(arguments.settings)
+    except ValueError:
+        settings = None
+    if not isinstance(settings, dict):
+        raise ValueError("--settings must be a JSON object, such as '{\"steps\": 500}'.")
+    for word in arguments.set:
+        name, separator, value = word.partition("=")
+        if not separator:
+            raise ValueError(f"--set {word!r} is not of the form name=value.")
+        try:
+            settings[name] = json.loads(value)
+        except ValueError:
+            settings[name] = value
+    return settings
+
+
+def _promote(arguments) -> int:
+    from hapo_ros.promotion import promote
+
+    _report(arguments, promote(Path(arguments.checkpoint), Path(arguments.checkpoints)))
+    return EXIT_OK
+
+
+def _evaluate(arguments) -> int:
+    from hapo_ros.sim.rollout import evaluate
+    from hapo_ros.statistics import wilson
+
+    seeds = _seeds(arguments)
+    with progress("evaluating", len(seeds), arguments.json) as advance:
+        episodes = evaluate(
+            arguments.policy,
+            arguments.task,
+            seeds,
+            workers=arguments.workers,
+            progress=lambda done, total, result: advance(done),
+        )
+    successes = sum(episode.success for episode in episodes)
+    low, high = wilson(successes, len(episodes))
+    lengths = [episode.steps for episode in episodes if episode.success]
+    _report(
+        arguments,
+        {
+            "policy": arguments.policy,
+            "seeds": [seeds[0], seeds[-1]],
+            "episodes": len(episodes),
+            "successes": successes,
+            "success_rate": successes / len(episodes),
+            "wilson_95": [low, high],
+            "mean_steps_of_successes": sum(lengths) / len(lengths) if lengths else None,
+        },
+    )
+    return EXIT_OK
+
+
+def _info(arguments) -> int:
+    from hapo_ros.episodes import describe, open_episodes, summary
+
+    readers, skipped = open_episodes(
+        arguments.bags,
+        accept_recovered=arguments.accept_recovered,
+        accept_discarded=True,
+    )
+    if not readers:
+        reasons = "".join(f"\nSkipped: {item.reason}" for item in skipped)
+        raise ValueError(f"There is no episode to show in {', '.join(arguments.bags)}.{reasons}")
+    found = {
+        "summary": summary(readers, arguments.k),
+        "episodes": [describe(reader, arguments.k) for reader in readers],
+        "skipped": [{"path": str(s.path), "reason": s.reason} for s in skipped],
+    }
+    if arguments.json:
+        _print_json(found)
+    else:
+        _print_episodes(found)
+    return EXIT_LOSS if skipped else EXIT_OK
+
+
+def _print_episodes(found: dict) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    columns = ("episode", "source", "outcome", "steps", "policy", "human", "undes.", "none")
+    table = Table(*columns, "taken", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.columns[0].no_wrap = True
+    for episode in found["episodes"]:
+        labels = episode["labels"]
+        mark = " (recovered)" if episode["recovered"] else ""
+        table.add_row(
+            episode["episode_id"],
+            "demo" if episode["source"] == "demonstration" else "deploy",
+            episode["outcome"] + mark,
+            str(episode["steps"]),
+            *(str(labels[name]) for name in ("policy", "human", "undesirable", "none")),
+            str(episode["takeovers"]),
+        )
+    total = found["summary"]
+    ratio = total["intervention_ratio"]
+    console.print(table)
+    console.print(
+        f"{total['episodes']} episodes, {total['steps']} steps, {total['takeovers']} takeovers "
+        f"(taken), intervention ratio {'-' if ratio is None else f'{ratio:.1%}'}, labels: "
+        + ", ".join(f"{name} {count}" for name, count in total["labels"].items())
+    )
+    for episode in found["episodes"]:
+        for topic, count in episode["lost_messages"].items():
+            console.print(f"{episode['episode_id']} lost {count} messages of {topic}")
+    for item in found["skipped"]:
+        console.print(f"skipped: {item['reason']}", highlight=False, markup=False)
+
+
+def _recover(arguments) -> int:
+    from hapo_ros.episodes import RecoveryError, recover, unfinished
+
+    folders = [Path(path) for path in arguments.folders]
+    for folder in folders:
+        if not folder.is_dir():
+            raise ValueError(f"There is no folder {folder}. Nothing was recovered.")
+    left = [each for folder in folders for each in unfinished(folder)]
+    left += [folder for folder in folders if any(folder.glob("*.mcap"))]
+    if not left:
+        print("There is nothing to recover.")
+        return EXIT_OK
+    failed = 0
+    for folder in left:
+        try:
+            print(f"{folder} -> {recover(folder)}")
+        except RecoveryError as error:
+            failed += 1
+            print(error, file=sys.stderr)
+    return EXIT_ERROR if failed == len(left) else EXIT_LOSS
+
+
+def _doctor(arguments) -> int:
+    from hapo_ros.doctor import main as doctor
+
+    return doctor(json=arguments.json, live_s=arguments.live, use=arguments.use)
+
+
+# Output
+
+
+def _print_json(data: dict) -> None:
+    print(jsonlines.line(data), flush=True)
+
+
+def _report(arguments, data: dict) -> None:
+    if arguments.json:
+        _print_json(data)
+        return
+    for name, value in data.items():
+        if value not in (None, [], {}):
+            print(f"{name.replace('_', ' ')}: {_readable(value)}")
+
+
+def _readable(value) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_readable(number)}" for name, number in value.items())
+    if isinstance(value, list | tuple):
+        return "; ".join(_readable(item) for item in value)
+    return str(value)
+
+
+@contextmanager
+def _stop_flag():
+    """SIGINT and SIGTERM set a flag; yields the function that reads it."""
+    asked = []
+    previous = {
+        number: signal.signal(number, lambda number, frame: asked.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _seeds(arguments) -> list[int]:
+    if arguments.episodes < 1:
+        raise ValueError("--episodes must be at least 1.")
+    if arguments.workers < 0:
+        raise ValueError("--workers must be at least 0; 0 runs everything in this process.")
+    return list(range(arguments.first_seed, arguments.first_seed + arguments.episodes))
+
+
+# The parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """Bad usage ends with exit code 1, as every other error does."""
+
+    def error(self, message: str):
+        self.exit(EXIT_ERROR, f"{self.format_usage()}{self.prog}: {message}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    from hapo_ros import __version__
+    from hapo_ros.demo import DemoOptions
+    from hapo_ros.doctor import USES
+
+    parser = _Parser(
+        prog="hapo", epilog=EPILOG, description="Robots that learn from being corrected."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, run: Callable, text: str, example: str, as_json: bool = True):
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=f"Example: {example}",
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        )
+        command.set_defaults(run=run)
+        if as_json:
+            command.add_argument("--json", action="store_true", help="machine-readable output")
+        return command
+
+    demo = add("demo", _demo, "the whole loop in simulation", "hapo demo", as_json=False)
+    demo.add_argument("--output", default="runs/demo", help="folder of bags, checkpoints, report")
+    for name, text in (
+        ("seeds", "evaluation episodes a policy"),
+        ("steps", "optimizer steps"),
+        ("episodes", "deployment episodes, at most"),
+        ("takeovers", "stop deploying after so many"),
+        ("workers", "processes of collection and evaluation"),
+    ):
+        default = getattr(DemoOptions, name)
+        demo.add_argument(f"--{name}", type=int, default=default, help=text)
+
+    deploy = add(
+        "deploy",
+        _deploy,
+        "start the nodes of a deployment without ROS 2's launch",
+        "hapo deploy operator:=simulated task:=Lift",
+        as_json=False,
+    )
+    deploy.formatter_class = argparse.RawDescriptionHelpFormatter
+    deploy.description += "\n\narguments:\n" + _deploy_help()
+    deploy.add_argument("arguments", nargs="*", metavar="NAME:=VALUE", help="see below")
+
+    collect = add(
+        "collect",
+        _collect,
+        "record episodes in simulation, without ROS: demonstrations, or deployments of a policy",
+        "hapo collect --episodes 40 --output runs/demonstrations",
+    )
+    collect.add_argument("--output", required=True, help="folder of the episodes")
+    collect.add_argument("--policy", help="checkpoint to deploy; without it: demonstrations")
+    collect.add_argument(
+        "--inputs",
+        choices=("images", "state", "both"),
+        default="images",
+        help="what a demonstration records",
+    )
+    collect.add_argument("--cameras", default="agentview,wrist", help="of a demonstration")
+    collect.add_argument("--image-size", type=int, default=84, help="of a demonstration, pixels")
+    collect.add_argument(
+        "--no-disturbance", action="store_true", help="demonstrations without disturbed bursts"
+    )
+    _add_seeds(collect, episodes=10)
+
+    train = add(
+        "train",
+        _train,
+        "train a base policy by behaviour cloning",
+        "hapo train runs/demonstrations --output runs/base",
+    )
+    _add_learning(train)
+
+    optimize = add(
+        "optimize",
+        _optimize,
+        "learn from interventions",
+        "hapo optimize runs/bags --base runs/base --method hapo --output runs/better",
+    )
+    _add_learning(optimize)
+    optimize.add_argument("--base", required=True, help="checkpoint to start from")
+    optimize.add_argument("--method", required=True, help=_method_help())
+    optimize.add_argument("--reference-cache", help="folder of kept reference log-probabilities")
+
+    promote = add(
+        "promote",
+        _promote,
+        "serve a checkpoint from now on",
+        "hapo promote runs/better",
+    )
+    promote.add_argument("checkpoint")
+    promote.add_argument("--checkpoints", default="runs/checkpoints", help="folder of current.json")
+
+    evaluate = add(
+        "evaluate",
+        _evaluate,
+        "success rate of a policy alone",
+        "hapo evaluate runs/base --first-seed 9000 --episodes 100 --workers 2",
+    )
+    evaluate.add_argument("policy", help="checkpoint")
+    _add_seeds(evaluate, episodes=50)
+
+    info = add("info", _info, "what is in recorded episodes", "hapo info runs/bags")
+    info.add_argument("bags", nargs="+", help="episodes, or folders of episodes")
+    info.add_argument(
+        "--k", type=int, default=10, help="steps before a takeover that are undesirable"
+    )
+    info.add_argument("--accept-recovered", action="store_true", help="show recovered ones too")
+
+    recover = add(
+        "recover",
+        _recover,
+        "save what a crash left of a recording",
+        "hapo recover runs/bags",
+        as_json=False,
+    )
+    recover.add_argument("folders", nargs="+", help="folders of episodes, or damaged bags")
+
+    doctor = add("doctor", _doctor, "what is installed, missing, and how to get it", "hapo doctor")
+    doctor.add_argument("--live", type=float, default=0.0, help="seconds to watch the SpaceMouse")
+    doctor.add_argument("--use", choices=USES, default="simulation")
+    return parser
+
+
+def _add_seeds(command, episodes: int) -> None:
+    command.add_argument("--task", default="Lift")
+    command.add_argument("--episodes", type=int, default=episodes)
+    command.add_argument("--first-seed", type=int, default=1, help="seeds count up from here")
+    command.add_argument("--workers", type=int, default=2, help="processes")
+
+
+def _add_learning(command) -> None:
+    command.add_argument("bags", nargs="+", help="episodes, or folders of episodes")
+    command.add_argument("--output", required=True, help="folder of the new checkpoint")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting; repeatable"
+    )
+    command.add_argument("--settings", default="{}", help="settings as a JSON object")
+
+
+def _method_help() -> str:
+    from hapo_ros.learning.methods import METHODS
+
+    return " | ".join(name for name in METHODS if name != "bc")
+
+
+def _deploy_help() -> str:
+    from hapo_ros.deployment import ARGUMENTS
+
+    rows = [(f"  {a.name}:={a.default}", a.description) for a in ARGUMENTS]
+    return "\n".join(f"{given:33}{text}" for given, text in rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

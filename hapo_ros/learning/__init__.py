@@ -1,0 +1,1 @@
+"""Learning from recorded episodes: objectives, sampling, reference log-probabilities, training."""

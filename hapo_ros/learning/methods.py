@@ -1,0 +1,208 @@
+"""The methods and their settings, as data (method.md 1.4 and 1.6).
+
+A method is an objective, the groups its batches are drawn from, and defaults that differ from the
+common ones. The next method is one more entry of :data:`METHODS`; a new objective is one more class
+in ``updates.py``.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+from hapo_ros.learning.data import GROUPS
+
+EXPERT_ONLY = {"expert": 1.0}
+PAPER_FRACTIONS = {"expert": 0.5, "human": 0.25, "undesirable": 0.25}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """default; kind: type of the value; choices or low (inclusive, or exclusive where ``above``)
+    bound it; none: whether None is allowed; text: what it is, with its unit."""
+
+    default: object
+    kind: type
+    text: str
+    choices: tuple = ()
+    low: float | None = None
+    above: bool = False
+    high: float = math.inf
+    none: bool = False
+
+    def checked(self, name: str, value):
+        """The value in its type; ValueError with a sentence otherwise."""
+        if value is None and self.none:
+            return None
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        good = isinstance(value, self.kind) and (self.kind is bool or not isinstance(value, bool))
+        if self.kind is float and number:
+            value, good = float(value), math.isfinite(value)
+        if good and self.choices:
+            good = value in self.choices
+        if good and self.low is not None:
+            good = (value > self.low if self.above else value >= self.low) and value <= self.high
+        if not good:
+            raise ValueError(f"Setting {name} must be {self._wanted()}, not {value!r}. {self.text}")
+        return value
+
+    def _wanted(self) -> str:
+        if self.choices:
+            return "one of " + ", ".join(map(str, self.choices))
+        kinds = {
+            int: "a whole number",
+            float: "a number",
+            bool: "true or false",
+            dict: "a table of group: share",
+        }
+        text = kinds.get(self.kind, self.kind.__name__)
+        if self.low is not None:
+            text += f" {'>' if self.above else '>='} {self.low:g}"
+        if self.high < math.inf:
+            text += f" and <= {self.high:g}"
+        return text + (" or none" if self.none else "")
+
+
+COMMON = {
+    "steps": Setting(1000, int, "Optimizer steps.", low=1),
+    "batch_size": Setting(32, int, "Samples of an effective batch.", low=1),
+    "micro_batch": Setting(None, int, "Samples of one pass; none: all.", low=1, none=True),
+    "lr": Setting(5e-5, float, "Highest learning rate.", low=0, above=True),
+    "warmup": Setting(10, int, "Steps to the highest learning rate; cosine after.", low=0),
+    "weight_decay": Setting(0.0, float, "Of AdamW.", low=0),
+    "max_grad_norm": Setting(1.0, float, "Gradients are scaled down to it.", low=0, above=True),
+    "parameters": Setting("lora", str, "What is trained.", choices=("lora", "full")),
+    "lora_rank": Setting(32, int, "Rank of the adapter.", low=1),
+    "lora_alpha": Setting(16, int, "Scale of the adapter, over its rank.", low=1),
+    "seed": Setting(0, int, "Of batches, partners and initial weights.", low=0),
+    "k": Setting(10, int, "Control steps before a takeover that are undesirable.", low=0),
+    "fractions": Setting(None, dict, "Share of each group; none: the method's.", none=True),
+    "no_balanced_sampling": Setting(False, bool, "Draw from all groups alike (ablation)."),
+    "allow_missing_group": Setting(False, bool, "Give the share of an empty group to others."),
+    "drop_unresolved": Setting(True, bool, "Leave out corrections of episodes that failed."),
+}
+CLONING = {
+    "image_shift": Setting(0, int, "Random shift of training images, pixels.", low=0),
+}
+PREFERENCE = {
+    "beta": Setting(0.1, float, "Temperature of the utility.", low=0, above=True),
+    "beta_d": Setting(1.0, float, "Of eq. (5).", low=0),
+    "beta_u": Setting(1.0, float, "Of eq. (6).", low=0),
+    "scope": Setting("batch", str, "Over what the errors are summed.", choices=("batch", "group")),
+    "scale": Setting("none", str, "Of the weights.", choices=("none", "unit_mean")),
+    "l1_prediction": Setting(
+        "teacher_forced",
+        str,
+        "How the predicted action is made.",
+        choices=("teacher_forced", "generate"),
+    ),
+    "z0_max": Setting(None, float, "Upper bound of z0.", low=0, none=True),
+    "bc_weight": Setting(0.0, float, "Of the desirable samples' negative log-likelihood.", low=0),
+    "undesirable_floor": Setting(
+        None, float, "Log-ratio below which an undesirable sample gives no gradient.", none=True
+    ),
+    "no_z0": Setting(False, bool, "z0 = 0 (ablation)."),
+    "no_reweighting": Setting(False, bool, "lambda = 1 (ablation; this is KTO)."),
+    "no_gripper_rule": Setting(False, bool, "Undesirable samples count the gripper (ablation)."),
+}
+BASE = {
+    "inputs": Setting(
+        "auto",
+        str,
+        "What the policy sees; auto: images where recorded, else state.",
+        choices=("auto", "images", "state", "both"),
+    ),
+    "horizon": Setting(1, int, "Actions of a chunk.", low=1),
+    "width": Setting(128, int, "Width of the transformer.", low=16),
+    "blocks": Setting(4, int, "Blocks of the transformer.", low=1),
+}
+
+
+@dataclass(frozen=True)
+class Method:
+    """objective: class in updates.py, by name. fractions: groups of a batch. settings: all it
+    knows. defaults: where they differ. text: one sentence for users."""
+
+    name: str
+    objective: str
+    text: str
+    settings: dict[str, Setting]
+    fractions: dict[str, float]
+    defaults: dict = field(default_factory=dict)
+
+
+METHODS = {
+    m.name: m
+    for m in (
+        Method(
+            "bc",
+            "cloning",
+            "Behaviour cloning of demonstrations: trains a base policy.",
+            COMMON | CLONING | BASE,
+            EXPERT_ONLY,
+            {"parameters": "full", "lr": 5e-4, "batch_size": 64, "steps": 2500},
+        ),
+        Method(
+            "bc_continue",
+            "cloning",
+            "The control: more behaviour cloning of demonstrations.",
+            COMMON | CLONING,
+            EXPERT_ONLY,
+        ),
+        Method(
+            "hapo",
+            "preference",
+            "Action preference optimization as published.",
+            COMMON | PREFERENCE,
+            PAPER_FRACTIONS,
+        ),
+        Method(
+            "hapo_anchored",
+            "preference",
+            "hapo with a cloning term and a floor: ours.",
+            COMMON | PREFERENCE,
+            PAPER_FRACTIONS,
+            {"bc_weight": 1.0, "undesirable_floor": -5.0},
+        ),
+    )
+}
+
+
+def method(name: str) -> Method:
+    """A method by name; ValueError names the methods there are."""
+    if name not in METHODS:
+        raise ValueError(f"There is no method {name!r}. Use one of: {', '.join(METHODS)}.")
+    return METHODS[name]
+
+
+def resolve(name: str, overrides: dict | None = None) -> dict:
+    """Every setting of a method, defaults and overrides together.
+
+    Raises ValueError for an unknown setting (naming those there are) or a bad value.
+    ``fractions`` is filled in; ``micro_batch`` is the batch size where not given.
+    """
+    chosen = method(name)
+    overrides = dict(overrides or {})
+    unknown = sorted(set(overrides) - set(chosen.settings))
+    if unknown:
+        raise ValueError(
+            f"Method {name} has no setting {', '.join(map(repr, unknown))}. "
+            f"It has: {', '.join(sorted(chosen.settings))}."
+        )
+    given = {key: s.default for key, s in chosen.settings.items()} | chosen.defaults | overrides
+    settings = {key: chosen.settings[key].checked(key, value) for key, value in given.items()}
+    settings["fractions"] = _fractions(settings["fractions"] or chosen.fractions)
+    settings["micro_batch"] = settings["micro_batch"] or settings["batch_size"]
+    return settings
+
+
+def _fractions(fractions: dict) -> dict[str, float]:
+    share = Setting(0.0, float, "Share of a group.", low=0, high=1)
+    unknown = sorted(set(fractions) - set(GROUPS))
+    if unknown:
+        raise ValueError(
+            f"Setting fractions names {', '.join(unknown)}; "
+            f"there are the groups {', '.join(GROUPS)}."
+        )
+    checked = {name: share.checked(f"fractions.{name}", f) for name, f in fractions.items()}
+    if abs(sum(checked.values()) - 1.0) > 1e-6:
+        raise ValueError(f"Setting fractions must sum to 1, not {sum(checked.values()):g}.")
+    return {name: f for name, f in checked.items() if f > 0}

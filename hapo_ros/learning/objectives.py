@@ -1,0 +1,161 @@
+"""The objectives as pure functions of tensors (method.md 1.2 and 1.3; HAPO eqs. (1)-(6)).
+
+Symbols: B samples, N tokens a sample, r the reward of eq. (1), z0 the baseline, lambda the weight
+of a sample. Sums over the *effective* batch (micro-batches x accumulation x ranks) are arguments,
+so that splitting a batch differently changes nothing.
+"""
+
+import torch
+
+UNDESIRABLE_GROUP, DESIRABLE_GROUP = 0, 1  # places in the (2,) totals of ``l1_totals``
+
+
+def log_ratio(policy_logps, ref_logps, mask=None):
+    """(B,) sum over the tokens of log pi_theta - log pi_ref, eq. (1).
+
+    policy_logps, ref_logps: (B, N). mask: (B, N) bool, tokens that count; their values elsewhere
+    are never looked at, so they may be anything.
+    """
+    if mask is None:
+        return (policy_logps - ref_logps).sum(1)
+    zero = torch.zeros((), dtype=policy_logps.dtype, device=policy_logps.device)
+    return torch.where(mask, policy_logps, zero).sum(1) - torch.where(mask, ref_logps, zero).sum(1)
+
+
+def mismatched_kl(kl_policy_logps, kl_ref_logps, mask=None):
+    """Sum and count of the log-ratios of mismatched actions, for ``baseline`` (method.md 1.2).
+
+    (B, N) log-probabilities of the action of another step under each observation, scored with its
+    own tokens as prefix; all valid tokens, gripper included; no gradient. Returns 0-d (sum, count)
+    to be summed over micro-batches and ranks. Samples without any valid token do not count.
+    """
+    ratios = log_ratio(kl_policy_logps.detach(), kl_ref_logps.detach(), mask)
+    count = ratios.new_tensor(len(ratios)) if mask is None else mask.any(1).sum().to(ratios)
+    return ratios.sum(), count
+
+
+def baseline(kl_sum, kl_count, upper=None):
+    """z0 = max(0, sum / count), at most ``upper`` where given; 0 for a count of 0."""
+    mean = torch.where(kl_count > 0, kl_sum / kl_count.clamp(min=1), torch.zeros_like(kl_sum))
+    return mean.clamp(min=0.0, max=upper)
+
+
+def kto_loss(
+    policy_logps,
+    ref_logps,
+    desirable,
+    *,
+    z0,
+    beta=0.1,
+    weights=None,
+    rejected_mask=None,
+    mask=None,
+    undesirable_floor=None,
+):
+    """Preference loss, mean over B of lambda - v, and metrics; eqs. (1)-(3).
+
+        v = lambda * sigmoid(beta * (r - z0))   desirable
+        v = lambda * sigmoid(beta * (z0 - r))   undesirable
+
+    policy_logps, ref_logps: (B, N). desirable: (B,) bool. z0: 0-d, see ``baseline``. weights: (B,)
+    lambda, 1 where not given. rejected_mask: (N,) or (B, N) bool, tokens that count for
+    undesirable samples (the gripper's does not). mask: (B, N) bool, valid tokens.
+    undesirable_floor: an undesirable sample whose r is already below it gives no gradient.
+
+    Metrics (0-d, no gradient): loss, z0, reward_desirable, reward_undesirable (mean r, without
+    beta), margins (their difference), lambda_desirable, lambda_undesirable, and the counts
+    desirable and undesirable; a mean over nothing is NaN. ``merge_metrics`` joins micro-batches.
+    """
+    counted = torch.ones_like(policy_logps, dtype=torch.bool) if mask is None else mask
+    if rejected_mask is not None:
+        counted = counted & (desirable[:, None] | rejected_mask)
+    reward = log_ratio(policy_logps, ref_logps, counted)
+    learned = reward
+    if undesirable_floor is not None:
+        learned = torch.where(~desirable & (reward < undesirable_floor), reward.detach(), reward)
+    weights = torch.ones_like(reward) if weights is None else weights.to(reward).detach()
+    sign = torch.where(desirable, 1.0, -1.0).to(reward)
+    # lambda - lambda * sigmoid(x) = lambda * sigmoid(-x), which keeps its precision for large x
+    loss = (weights * torch.sigmoid(-beta * sign * (learned - z0))).mean()
+    with torch.no_grad():
+        metrics = {"loss": loss.detach(), "z0": torch.as_tensor(z0).detach()}
+        for name, chosen in (("desirable", desirable), ("undesirable", ~desirable)):
+            metrics[f"reward_{name}"] = reward[chosen].mean()
+            metrics[f"lambda_{name}"] = weights[chosen].mean()
+            metrics[name] = chosen.sum()
+        metrics["margins"] = metrics["reward_desirable"] - metrics["reward_undesirable"]
+    return loss, metrics
+
+
+def merge_metrics(parts: list[dict]) -> dict:
+    """Metrics of an effective batch from those ``kto_loss`` gave for its micro-batches."""
+    counts = {name: sum(p[name] for p in parts) for name in ("desirable", "undesirable")}
+
+    def mean(key, name):
+        if counts[name] == 0:
+            return parts[0][key]  # NaN
+        return sum(p[key] * p[name] for p in parts if p[name] > 0) / counts[name]
+
+    merged = {**counts, "z0": parts[0]["z0"]}
+    sizes = [p["desirable"] + p["undesirable"] for p in parts]
+    merged["loss"] = sum(p["loss"] * n for p, n in zip(parts, sizes, strict=True)) / sum(sizes)
+    for name in counts:
+        merged[f"reward_{name}"] = mean(f"reward_{name}", name)
+        merged[f"lambda_{name}"] = mean(f"lambda_{name}", name)
+    merged["margins"] = merged["reward_desirable"] - merged["reward_undesirable"]
+    return merged
+
+
+def l1_totals(l1, desirable, decodable=None):
+    """(2,) sums and (2,) counts of l1 (B,), undesirable first; to be summed over micro-batches.
+
+    Samples that are not ``decodable`` are left out.
+    """
+    kept = torch.ones_like(desirable) if decodable is None else decodable
+    groups = torch.stack([kept & ~desirable, kept & desirable])
+    values = torch.where(kept, l1.detach(), torch.zeros_like(l1))
+    return (groups * values).sum(1), groups.sum(1).to(l1)
+
+
+def adaptive_weights(
+    l1,
+    desirable,
+    *,
+    beta_d=1.0,
+    beta_u=1.0,
+    scope="batch",
+    scale="none",
+    decodable=None,
+    l1_sum=None,
+    l1_count=None,
+):
+    """(B,) lambda of each sample from its action error; eqs. (4)-(6), method.md 1.3.
+
+        w_i = l_i / sum_j l_j
+        lambda_i = 1 - exp(-beta_d * w_i)  desirable,   exp(-beta_u * w_i)  undesirable
+
+    l1: (B,) action error, normalised units. scope: "batch": one sum over all samples, as in the
+    paper; "group": desirable and undesirable each by their own sum, as the published code does.
+    scale: "none" as in the paper; "unit_mean": w times the number of samples in its sum, so that
+    the mean w is 1 whatever the batch size. decodable: (B,) bool, False where the prediction is no
+    action: lambda is 1 there and l1 does not enter the sum. l1_sum, l1_count: totals over the
+    effective batch, (2,) as of ``l1_totals`` or, with scope "batch", also 0-d; by default over
+    this l1. A sum of 0 gives w = 0. No gradient. ValueError for another scope or scale.
+    """
+    if scope not in ("batch", "group"):
+        raise ValueError(f"scope must be batch or group, not {scope!r}")
+    if scale not in ("none", "unit_mean"):
+        raise ValueError(f"scale must be none or unit_mean, not {scale!r}")
+    own_sum, own_count = l1_totals(l1, desirable, decodable)
+    total = own_sum if l1_sum is None else torch.as_tensor(l1_sum).to(l1)
+    count = own_count if l1_count is None else torch.as_tensor(l1_count).to(l1)
+    if scope == "batch":
+        total, count = total.sum().expand(2), count.sum().expand(2)
+    elif total.shape != (2,) or count.shape != (2,):
+        raise ValueError("scope 'group' needs l1_sum and l1_count of shape (2,): see l1_totals")
+    group = desirable.long()
+    w = torch.where(total[group] > 0, l1.detach() / total[group], torch.zeros_like(l1))
+    if scale == "unit_mean":
+        w = w * count[group]
+    weights = torch.where(desirable, 1.0 - torch.exp(-beta_d * w), torch.exp(-beta_u * w))
+    return weights if decodable is None else torch.where(decodable, weights, 1.0)

@@ -1,0 +1,339 @@
+"""Training: one loop for every method, from recorded episodes to a new checkpoint.
+
+``train_bc`` makes a base policy, ``optimize`` a better one from a base and interventions. Both
+take bags or a ready :class:`StepTable`, say how far they are, stop where asked to, and write a
+checkpoint only when everything went well. What is served is never changed from here.
+"""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from hapo_ros.learning import data, methods, reference
+from hapo_ros.learning.data import StepTable
+from hapo_ros.learning.runlog import RunLog, jsonable, new_folder, software
+from hapo_ros.learning.sampler import BalancedSampler
+from hapo_ros.learning.updates import OBJECTIVES
+from hapo_ros.policies import checkpoint, lora
+
+FINAL_STEPS = 50  # over which the provenance's final metrics are averaged
+
+
+class Cancelled(RuntimeError):
+    """Training was stopped on request; no checkpoint was written."""
+
+
+class Diverged(RuntimeError):
+    """Training produced NaN or infinity; no checkpoint was written."""
+
+
+@dataclass
+class Trained:
+    """A new checkpoint. metrics: means over the last steps. run: folder of the run's metrics.
+    notes: sentences a user should read (episodes left out, shares given to other groups)."""
+
+    checkpoint: Path
+    version: str
+    metrics: dict
+    run: Path
+    notes: list[str]
+
+
+@dataclass
+class Hooks:
+    """How a run talks to whoever started it.
+
+    progress: called after each step with step, total, loss, reward_desirable, reward_undesirable
+    (NaN where the method has none) and time_left_s. cancelled: asked before each step. clock:
+    monotonic seconds.
+    """
+
+    progress: Callable[[dict], None] = lambda report: None
+    cancelled: Callable[[], bool] = lambda: False
+    clock: Callable[[], float] = time.monotonic
+
+    def stop_if_cancelled(self) -> None:
+        if self.cancelled():
+            raise Cancelled("Training was cancelled. No checkpoint was written.")
+
+
+def train_bc(
+    source,
+    settings: dict | None,
+    output,
+    *,
+    progress=None,
+    cancelled=None,
+    run_folder=None,
+    device: str | None = None,
+) -> Trained:
+    """Train a base policy (tiny_vla) by behaviour cloning of the demonstrations in ``source``.
+
+    source: bag folders, or a StepTable. settings: overrides of method ``bc``. output: folder of
+    the new checkpoint. run_folder: of the metrics, ``output`` with ".run" behind it by default.
+    device: of torch; a GPU where there is one. Raises ValueError for bad settings or data,
+    FileExistsError where ``output`` exists, Cancelled, Diverged.
+    """
+    resolved = methods.resolve("bc", settings)
+    _refuse_existing(output)
+    table = _table(source, resolved, ("expert",), _inputs(resolved["inputs"]))
+    policy = _new_policy(table, resolved)
+    table = table.seen_by(policy)
+    return _run(
+        "bc",
+        policy,
+        table,
+        resolved,
+        output,
+        None,
+        device,
+        run_folder,
+        None,
+        _hooks(progress, cancelled),
+    )
+
+
+def optimize(
+    source,
+    base,
+    method: str,
+    settings: dict | None,
+    output,
+    *,
+    progress=None,
+    cancelled=None,
+    run_folder=None,
+    reference_cache=None,
+    device: str | None = None,
+) -> Trained:
+    """Optimize the policy of checkpoint ``base`` on ``source`` by a method (method.md 1).
+
+    As ``train_bc``; method: a name in ``methods.METHODS`` other than bc. reference_cache: folder
+    in which reference log-probabilities are kept for other runs on the same data.
+    """
+    resolved = methods.resolve(method, settings)
+    if "inputs" in resolved:
+        raise ValueError(f"Method {method} trains a new base policy: call train_bc.")
+    _refuse_existing(output)
+    policy = checkpoint.load(base)
+    groups = data.GROUPS if resolved["no_balanced_sampling"] else tuple(resolved["fractions"])
+    options = {
+        "cameras": tuple(policy.cameras),
+        "object_state": policy.object_state > 0,
+        "horizon": policy.horizon,
+    }
+    table = _table(source, resolved, groups, options).seen_by(policy)
+    return _run(
+        method,
+        policy,
+        table,
+        resolved,
+        output,
+        base,
+        device,
+        run_folder,
+        reference_cache,
+        _hooks(progress, cancelled),
+    )
+
+
+def _run(
+    method, policy, table, settings, output, base, device, run_folder, reference_cache, hooks
+) -> Trained:
+    output = Path(output)
+    parent = policy.version
+    policy.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    sampler = _sampler(table, settings)
+    update = _update(method, policy, table, settings, reference_cache, hooks)
+    folder = new_folder(run_folder or output.with_name(output.name + ".run"))
+    with RunLog(folder) as log:
+        metrics = fit(policy, update, sampler, settings, log, hooks)
+    notes = [*table.notes, *sampler.notes]
+    provenance = jsonable(
+        {
+            "method": method,
+            "settings": settings,
+            "parent": parent,
+            "parent_checkpoint": str(base or ""),
+            "k": table.k,
+            "effective_batch": settings["batch_size"],
+            "batch_composition": sampler.counts,
+            "bags": table.episodes,
+            "counts": table.counts,
+            "metrics": metrics,
+            "notes": notes,
+            "software": software(),
+            "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        }
+    )
+    version = checkpoint.save(policy, output, provenance)
+    return Trained(output, version, metrics, folder, notes)
+
+
+def fit(policy, update, sampler, settings: dict, log, hooks: Hooks) -> dict:
+    """The loop: ``settings['steps']`` optimizer steps; returns metrics averaged over the last.
+
+    One step is one effective batch, whatever the micro-batch; the learning rate's horizon counts
+    these steps. Raises Cancelled and Diverged.
+    """
+    parameters = [p for p in policy.network.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        parameters, lr=settings["lr"], weight_decay=settings["weight_decay"]
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: rate(step, settings["steps"], settings["warmup"])
+    )
+    total, started = settings["steps"], hooks.clock()
+    recent: deque[dict] = deque(maxlen=FINAL_STEPS)
+    policy.network.train()
+    for step in range(1, total + 1):
+        hooks.stop_if_cancelled()
+        rows = next(sampler)
+        optimizer.zero_grad()
+        metrics = update.accumulate(rows)
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings["max_grad_norm"]))
+        if not (math.isfinite(metrics["loss"]) and math.isfinite(norm)):
+            raise Diverged(
+                f"Loss {metrics['loss']:g} and gradient {norm:g} at step {step}. Training stopped "
+                f"and no checkpoint was written. The batch was: {update.table.names(rows)}. Look "
+                "at these episodes, or use a lower learning rate."
+            )
+        metrics |= {"grad_norm": norm, "lr": schedule.get_last_lr()[0]}
+        optimizer.step()
+        schedule.step()
+        recent.append(metrics)
+        log.write(step, metrics)
+        hooks.progress(
+            {
+                "step": step,
+                "total": total,
+                "loss": metrics["loss"],
+                "reward_desirable": metrics.get("reward_desirable", math.nan),
+                "reward_undesirable": metrics.get("reward_undesirable", math.nan),
+                "time_left_s": (hooks.clock() - started) / step * (total - step),
+            }
+        )
+    policy.network.eval()
+    return {key: float(np.mean([m[key] for m in recent])) for key in recent[0]}
+
+
+def rate(step: int, total: int, warmup: int) -> float:
+    """Learning rate of optimizer step ``step`` (from 0), over its highest: warm-up, then cosine."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def _update(method: str, policy, table, settings, reference_cache, hooks):
+    """The objective's update. Whatever the reference needs is computed before anything is trained,
+    from these very weights, and LoRA is added to them in place: there is one set of weights."""
+    objective = OBJECTIVES[methods.method(method).objective]
+    inputs = [policy, table, settings]
+    if objective.needs_reference:
+        inputs.append(
+            reference.cached(
+                policy, table, settings["seed"], reference_cache, stop=hooks.stop_if_cancelled
+            )
+        )
+    if settings["parameters"] == "lora":
+        lora.add_lora(policy, settings["lora_rank"], settings["lora_alpha"], settings["seed"])
+    return objective(*inputs)
+
+
+def _sampler(table: StepTable, settings: dict) -> BalancedSampler:
+    groups, fractions = table.groups, settings["fractions"]
+    if settings["no_balanced_sampling"]:
+        groups = {"all": np.concatenate([groups[name] for name in fractions])}
+        fractions = {"all": 1.0}
+    return BalancedSampler(
+        groups,
+        settings["batch_size"],
+        fractions,
+        settings["seed"],
+        allow_missing=settings["allow_missing_group"],
+    )
+
+
+def _table(source, settings: dict, groups, options: dict) -> StepTable:
+    if isinstance(source, StepTable):
+        if source.k != settings["k"]:
+            raise ValueError(f"The steps were labelled with K = {source.k}, not {settings['k']}.")
+        return source
+    from hapo_ros.episodes import open_episodes
+
+    readers, skipped = open_episodes(source)
+    if options.get("cameras") == "recorded":
+        options = {**options, "cameras": None if any(r.info.cameras for r in readers) else ()}
+        options["object_state"] = options["cameras"] == ()
+    try:
+        table = data.from_readers(
+            readers,
+            k=settings["k"],
+            groups=groups,
+            drop_unresolved=settings["drop_unresolved"],
+            **options,
+        )
+    except ValueError as error:
+        left_out = "".join(f"\nSkipped: {item.reason}" for item in skipped)
+        raise ValueError(f"{error}{left_out}") from error
+    table.notes.extend(f"Skipped: {item.reason}" for item in skipped)
+    return table
+
+
+def _inputs(inputs: str) -> dict:
+    """Options of ``data.build`` for what a new policy is to see."""
+    return {
+        "auto": {"cameras": "recorded"},
+        "images": {"cameras": None, "object_state": False},
+        "state": {"cameras": (), "object_state": True},
+        "both": {"cameras": None, "object_state": True},
+    }[inputs]
+
+
+def _new_policy(table: StepTable, settings: dict):
+    """An untrained tiny_vla for what the table holds; the same seed gives the same weights."""
+    from hapo_ros.policies.tiny_vla import Normalisation, TinyVla, TinyVlaConfig
+    from hapo_ros.policies.tokenizers import Words
+
+    inputs = settings["inputs"]
+    use_images = inputs in ("images", "both") or (inputs == "auto" and bool(table.images))
+    use_state = inputs in ("state", "both") or not use_images
+    if (use_images and not table.images) or (use_state and table.object_state is None):
+        raise ValueError(
+            f"The episodes hold no {'images' if not table.images else 'object state'}, so a policy "
+            f"with inputs {inputs!r} cannot be trained. Use other inputs, or record them."
+        )
+    state = table.object_state if use_state else None
+    config = TinyVlaConfig(
+        cameras={n: x.shape[1:3] for n, x in table.images.items()} if use_images else {},
+        object_state=0 if state is None else state.shape[1],
+        action_names=table.action_names,
+        horizon=settings["horizon"],
+        width=settings["width"],
+        blocks=settings["blocks"],
+    )
+    normalisation = Normalisation.fit(len(table.action_names), table.proprio, state)
+    words = Words.fit({episode["instruction"] for episode in table.episodes})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings["seed"])
+        return TinyVla(config, normalisation, words)
+
+
+def _hooks(progress, cancelled) -> Hooks:
+    given = {"progress": progress, "cancelled": cancelled}
+    return Hooks(**{name: hook for name, hook in given.items() if hook is not None})
+
+
+def _refuse_existing(output) -> None:
+    if Path(output).exists():
+        raise FileExistsError(
+            f"{output} exists already, so nothing was trained. Checkpoints are never overwritten: "
+            "give another folder."
+        )

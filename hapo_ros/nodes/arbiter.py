@@ -1,0 +1,374 @@
+"""The arbiter node: one decision a tick, from ticks, policy answers and the operator's device.
+
+The decision itself is ``hapo_ros.arbitration``; this file only says when there is enough to decide.
+"""
+
+from collections import OrderedDict
+
+from geometry_msgs.msg import TwistStamped
+from sensor_msgs.msg import Joy
+
+from hapo_ros import topics
+from hapo_ros.arbitration import Arbiter, ArbiterConfig, Authority, Event, Reason
+from hapo_ros.episodes import messages
+from hapo_ros.msg import (
+    AuthorityStatus,
+    EpisodeState,
+    ExecutedAction,
+    ObservationTick,
+    PolicyAction,
+)
+from hapo_ros.nodes.common import LATCHED, RECORD, STATUS, FatalError, HapoNode, Parameter, run
+from hapo_ros.srv import RequestAuthority
+
+_DEFAULTS = ArbiterConfig()
+PARAMETERS = (
+    Parameter("lock_step", False, "Decide only when every input of the tick is there (simulation)"),
+    Parameter("control_period_s", 0.05, "Time between ticks", "s", 0.002, 1.0),
+    Parameter(
+        "policy_deadline_s", 0.04, "Longest wait for the policy after a tick", "s", 0.001, 1.0
+    ),
+    Parameter("tick_timeout_s", 0.25, "Without a tick for this long, own timer", "s", 0.01, 10.0),
+    Parameter("status_hz", 5.0, "Rate of AuthorityStatus beside changes", "Hz", 0.5, 50.0),
+    Parameter(
+        "readers", 0, "Readers of ExecutedAction to wait for before the first decision", "", 0, 10
+    ),
+    Parameter(
+        "linear_scale_m_s", _DEFAULTS.linear_scale_m_s, "Speed of action 1", "m/s", 1e-3, 10.0
+    ),
+    Parameter(
+        "angular_scale_rad_s",
+        _DEFAULTS.angular_scale_rad_s,
+        "Rate of action 1",
+        "rad/s",
+        1e-3,
+        50.0,
+    ),
+    Parameter("max_linear", 1.0, "Largest x, y or z of an executed action", "", 1e-3, 1.0),
+    Parameter(
+        "max_angular", 1.0, "Largest roll, pitch or yaw of an executed action", "", 1e-3, 1.0
+    ),
+    Parameter(
+        "takeover_threshold",
+        _DEFAULTS.takeover_threshold,
+        "Deflection that takes over",
+        "",
+        0.01,
+        0.99,
+    ),
+    Parameter(
+        "release_threshold",
+        _DEFAULTS.release_threshold,
+        "Below it the cap is neutral",
+        "",
+        0.005,
+        0.98,
+    ),
+    Parameter(
+        "handback",
+        _DEFAULTS.handback,
+        "How the operator hands back",
+        choices=("button", "release", "deadman"),
+    ),
+    Parameter(
+        "release_after_s",
+        _DEFAULTS.release_after_s,
+        "Neutral for this long hands back",
+        "s",
+        0.05,
+        10.0,
+    ),
+    Parameter("min_dwell_s", _DEFAULTS.min_dwell_s, "Least time between hand-overs", "s", 0.0, 5.0),
+    Parameter(
+        "gripper_button", _DEFAULTS.gripper_button, "Button that toggles the gripper", "", 0, 31
+    ),
+    Parameter(
+        "authority_button",
+        _DEFAULTS.authority_button,
+        "Button that takes over and hands back",
+        "",
+        0,
+        31,
+    ),
+    Parameter(
+        "device_timeout_s",
+        _DEFAULTS.device_timeout_s,
+        "Silence after which the device is lost",
+        "s",
+        0.02,
+        10.0,
+    ),
+    Parameter(
+        "on_device_lost",
+        _DEFAULTS.on_device_lost,
+        "While the policy has control",
+        choices=("hold", "continue"),
+    ),
+    Parameter(
+        "max_policy_failures",
+        _DEFAULTS.max_policy_failures,
+        "Policy steps late or refused in a row before a hold",
+        "",
+        1,
+        1000,
+    ),
+)
+_STATES_WITHOUT_EPISODE = (
+    EpisodeState.IDLE,
+    EpisodeState.CLOSING,
+    EpisodeState.FINISHED,
+    EpisodeState.FAILED,
+)
+
+
+class ArbiterNode(HapoNode):
+    """Collects the inputs of a tick, asks the core, publishes the decision."""
+
+    def __init__(self):
+        super().__init__("arbiter", PARAMETERS)
+        own = vars(self.parameters)
+        try:
+            self.core = Arbiter(
+                ArbiterConfig(**{k: v for k, v in own.items() if hasattr(_DEFAULTS, k)})
+            )
+        except ValueError as error:
+            raise FatalError(f"{error}. The arbiter does not start. Mend config/.") from error
+        self._episode = None  # EpisodeState RUNNING, or None
+        self._tick = None  # the tick to decide
+        self._decided = ("", -1)  # episode and sequence of the last tick that was decided
+        self._tick_received_s = self.now_s()
+        self._policy = None
+        self._samples = []
+        self._devices: OrderedDict[int, dict] = OrderedDict()  # stamp -> Joy and Twist
+        self._events = []
+        self._labels = [0, 0, 0, 0]
+        self._announced = None  # authority and reason last logged
+
+        self._executed = self.create_publisher(ExecutedAction, topics.EXECUTED_ACTION, RECORD)
+        self._status = self.create_publisher(AuthorityStatus, topics.AUTHORITY_STATUS, STATUS)
+        self.create_subscription(ObservationTick, topics.OBSERVATION_TICK, self._on_tick, RECORD)
+        self.create_subscription(PolicyAction, topics.POLICY_ACTION, self._on_policy, RECORD)
+        self.create_subscription(Joy, topics.JOY, lambda m: self._on_device(topics.JOY, m), RECORD)
+        self.create_subscription(
+            TwistStamped, topics.TWIST, lambda m: self._on_device(topics.TWIST, m), RECORD
+        )
+        self.create_subscription(EpisodeState, topics.EPISODE_STATE, self._on_episode, LATCHED)
+        self.create_service(RequestAuthority, topics.REQUEST_AUTHORITY, self._on_request)
+
+        self.every(1.0 / self.parameters.status_hz, self._publish_status)
+        if not self.parameters.lock_step:
+            self._deadline = self.every(self.parameters.policy_deadline_s, self._on_deadline)
+            self._deadline.cancel()
+            self.every(self.parameters.control_period_s, self._watch_ticks)
+
+    # Inputs
+
+    def _on_episode(self, message: EpisodeState) -> None:
+        if message.state == EpisodeState.RUNNING:
+            if self._episode is None or self._episode.episode_id != message.episode_id:
+                self._episode, self._labels = message, [0, 0, 0, 0]
+                self._tick_received_s = self.now_s()  # its first tick is due from now on
+                start = message.source == "demonstration"
+                self._events.append(Event.START_DEMONSTRATION if start else Event.START_DEPLOYMENT)
+                self._decide_or_wait()
+        elif message.state in _STATES_WITHOUT_EPISODE and self._episode is not None:
+            self._episode, self._tick, self._policy = None, None, None
+            events = [*self._events, Event.END_EPISODE]
+            self.core.step(self._time_s(), None, None, self._samples, events)
+            self._samples, self._events = [], []
+            self._announce()
+
+    def _on_request(self, request, response):
+        try:
+            event = Event(request.event)
+        except ValueError:
+            event = None
+        if event not in (Event.RESUME, Event.HOLD, Event.ESTOP, Event.CLEAR_FAULT):
+            response.ok, response.text = False, f"{request.event} is no request of an operator."
+            return response
+        self._events.append(event)
+        response.ok, response.text = (
+            True,
+            f"{event.name.lower()} will be handled with the next tick.",
+        )
+        return response
+
+    def _on_tick(self, message: ObservationTick) -> None:
+        try:
+            tick = messages.tick_from(message)
+        except ValueError as error:
+            self._refuse("ticks_refused", f"A tick was refused: {error}.")
+            return
+        if decision := self.core.decided(tick):
+            self._publish(decision, tick.stamp_ns)  # it was sent again: so is the decision
+            return
+        if tick.episode_id == self._decided[0] and tick.sequence <= self._decided[1]:
+            self.core.counts["old_ticks"] += 1
+            return
+        waiting = self._tick
+        if waiting is not None and waiting.episode_id == tick.episode_id:
+            if tick.sequence < waiting.sequence:
+                self.core.counts["old_ticks"] += 1
+                return
+            if tick.sequence > waiting.sequence:
+                if not self._is_running(waiting):
+                    return  # an episode begins with its first tick, once the recorder says so
+                self._step(waiting, None)
+        if tick.episode_id == self._decided[0]:
+            self.core.counts["ticks_skipped"] += tick.sequence - self._decided[1] - 1
+        self._tick = tick
+        if self._is_running(tick):  # ticks of no episode are none: the human can go on
+            self._tick_received_s = self.now_s()
+        self._decide_or_wait()
+
+    def _on_policy(self, message: PolicyAction) -> None:
+        try:
+            command = messages.policy_command_from(message)
+        except ValueError as error:
+            self._refuse("policy_refused", f"A policy answer was refused: {error}.")
+            return
+        kept = self._policy
+        same_episode = kept is not None and kept.episode_id == command.episode_id
+        if same_episode and command.sequence < kept.sequence:
+            self.core.counts["policy_answers_discarded"] += 1
+            return
+        self._policy = command
+        self._decide_if_ready()
+
+    def _on_device(self, topic: str, message) -> None:
+        at = messages.message_stamp_ns(message)
+        pair = self._devices.setdefault(at, {})
+        pair[topic] = message
+        if len(pair) < 2:
+            while len(self._devices) > 20:
+                self._devices.popitem(last=False)
+            return
+        del self._devices[at]
+        try:
+            sample = messages.human_sample_from(pair[topics.JOY], pair[topics.TWIST], self.now_s())
+        except ValueError as error:
+            self._refuse("device_reports_refused", f"A device report was refused: {error}.")
+            return
+        self._samples.append(sample)
+        self._decide_if_ready()
+
+    def _refuse(self, what: str, sentence: str) -> None:
+        self.core.counts[what] += 1
+        self.get_logger().warning(sentence, throttle_duration_sec=1.0)
+
+    # Decisions
+
+    def _time_s(self) -> float:
+        """In lock-step, time is the tick: the same run has the same times."""
+        if self.parameters.lock_step and self._tick is not None:
+            return self._tick.sequence * self.parameters.control_period_s
+        return self.now_s()
+
+    def _is_running(self, tick) -> bool:
+        """Whether a tick is of the running episode."""
+        return self._episode is not None and tick.episode_id == self._episode.episode_id
+
+    def _decide_or_wait(self) -> None:
+        """Decide; in real time, at the policy's deadline at the latest."""
+        if self._tick is None or not self._is_running(self._tick):
+            return
+        if not self._decide_if_ready() and not self.parameters.lock_step:
+            self._deadline.reset()
+
+    def _decide_if_ready(self) -> bool:
+        tick = self._tick
+        if tick is None or not self._is_running(tick):
+            return False
+        if self._executed.get_subscription_count() < self.parameters.readers:
+            return False  # the first decision would be lost; the tick comes again
+        if self.parameters.lock_step and not any(
+            sample.stamp_ns == tick.stamp_ns for sample in self._samples
+        ):
+            return False
+        policy = self._policy
+        if policy is not None and (policy.episode_id, policy.sequence) != (
+            tick.episode_id,
+            tick.sequence,
+        ):
+            policy = None
+        arguments = (self._time_s(), tick, policy, self._samples, self._events)
+        if not self.core.ready(*arguments):
+            return False
+        self._step(tick, policy)
+        return True
+
+    def _on_deadline(self) -> None:
+        self._deadline.cancel()
+        tick = self._tick
+        if tick is not None and self._is_running(tick) and not self._decide_if_ready():
+            self._step(tick, None)
+
+    def _watch_ticks(self) -> None:
+        silence = self.now_s() - self._tick_received_s
+        if silence > self.parameters.tick_timeout_s:
+            self._step(None, None)
+
+    def _step(self, tick, policy) -> None:
+        decision = self.core.step(self._time_s(), tick, policy, self._samples, self._events)
+        self._samples, self._events = [], []
+        if tick is not None:
+            self._tick, self._decided = None, (tick.episode_id, tick.sequence)
+            self._labels[decision.label] += 1
+            if self._policy is not None and self._policy.sequence <= tick.sequence:
+                self._policy = None
+        self._publish(decision, tick.stamp_ns if tick else self.ros_now_ns(), tick is not None)
+        self._announce()
+
+    def _announce(self) -> None:
+        """Tell of a new authority or reason."""
+        authority, reason = self.core.authority, self.core.reason
+        if (authority, reason) == self._announced:
+            return
+        self._announced = (authority, reason)
+        self._publish_status()
+        if reason not in (Reason.POLICY_ACTS, Reason.HUMAN_ACTS):
+            sentence = f"[{authority.name}] {reason.sentence}"
+            # rclpy ends a node that logs at two severities from one line.
+            if authority in (Authority.POLICY, Authority.HUMAN):
+                self.get_logger().info(sentence)
+            else:
+                self.get_logger().warning(sentence)
+
+    def _publish(self, decision, stamp_ns: int, tick: bool = True) -> None:
+        self._executed.publish(
+            messages.executed_action_message(self.types, decision, stamp_ns, tick=tick)
+        )
+
+    def _publish_status(self) -> None:
+        core = self.core
+        if core.authority is Authority.POLICY and not core.device_live(self._time_s()):
+            self.get_logger().warning(
+                "No device reports, so no one can take over from the policy.",
+                throttle_duration_sec=10.0,
+            )
+        self._status.publish(
+            messages.authority_status_message(
+                self.types,
+                self.ros_now_ns(),
+                core.authority,
+                core.reason,
+                episode_id=self._episode.episode_id if self._episode else "",
+                sequence=max(core.sequence, 0),
+                epoch=core.epoch,
+                device_live=core.device_live(self._time_s()),
+                device_armed=core.armed,
+                takeovers=core.takeovers,
+                labels=self._labels,
+            )
+        )
+
+    def shut_down(self) -> None:
+        """Leave the robot with a last hold, whatever was asked for."""
+        decision = self.core.step(self.now_s(), None, events=[Event.END_EPISODE])
+        self._publish(decision, self.ros_now_ns(), tick=False)
+        self._publish_status()
+        self.until_heard(self._executed, self._status)
+
+
+def main(argv=None) -> int:
+    return run(ArbiterNode, argv)

@@ -1,0 +1,253 @@
+"""What every node shares: parameters, QoS, message classes, clocks, and a clean way to end."""
+
+import fcntl
+import json
+import math
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+
+import rclpy
+from rcl_interfaces.msg import (
+    FloatingPointRange,
+    IntegerRange,
+    ParameterDescriptor,
+    SetParametersResult,
+)
+from rclpy.clock import Clock, ClockType
+from rclpy.duration import Duration
+from rclpy.executors import (
+    ExternalShutdownException,
+    MultiThreadedExecutor,
+    SingleThreadedExecutor,
+)
+from rclpy.node import Node
+from rclpy.qos import (
+    DurabilityPolicy,
+    HistoryPolicy,
+    LivelinessPolicy,
+    QoSProfile,
+    ReliabilityPolicy,
+)
+from rclpy.signals import SignalHandlerOptions
+
+from hapo_ros.episodes.interfaces import CLASSES, ros_sequence
+
+RECORD = QoSProfile(depth=200, reliability=ReliabilityPolicy.RELIABLE)
+IMAGES = QoSProfile(depth=20, reliability=ReliabilityPolicy.RELIABLE)
+LATCHED = QoSProfile(
+    depth=1,
+    history=HistoryPolicy.KEEP_LAST,
+    reliability=ReliabilityPolicy.RELIABLE,
+    durability=DurabilityPolicy.TRANSIENT_LOCAL,
+)
+# A reader whose arbiter died hears of it: no sign of life within the lease.
+STATUS = QoSProfile(
+    depth=1,
+    history=HistoryPolicy.KEEP_LAST,
+    reliability=ReliabilityPolicy.RELIABLE,
+    durability=DurabilityPolicy.TRANSIENT_LOCAL,
+    liveliness=LivelinessPolicy.AUTOMATIC,
+    liveliness_lease_duration=Duration(seconds=1.0),
+)
+
+
+class FatalError(Exception):
+    """The node cannot go on; the message is a sentence for the operator. It ends with exit 1."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A node parameter. The type is the default's; ``unit`` is "" for plain numbers and names."""
+
+    name: str
+    default: object
+    text: str
+    unit: str = ""
+    minimum: float | None = None
+    maximum: float | None = None
+    choices: Sequence[str] = ()
+
+    @property
+    def description(self) -> str:
+        parts = [self.text]
+        if self.unit:
+            parts.append(f"[{self.unit}]")
+        if self.choices:
+            parts.append(f"one of {', '.join(self.choices)}")
+        return " ".join(parts)
+
+    def problem(self, value) -> str:
+        """Why ``value`` cannot be used, as a sentence; empty if it can."""
+        if self.choices and value not in self.choices:
+            return f"{self.name} must be one of {', '.join(self.choices)}, not {value!r}."
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return ""
+        low = -math.inf if self.minimum is None else self.minimum
+        high = math.inf if self.maximum is None else self.maximum
+        if not low <= value <= high:
+            unit = f" {self.unit}" if self.unit else ""
+            return f"{self.name} must lie in {low:g}..{high:g}{unit}, not {value}."
+        return ""
+
+
+def _lock_name(node: str, domain: int):
+    """Hold a node's name on this machine until the process ends, however it ends.
+
+    The graph cannot tell: a killed node stays in it for seconds, and its successor must start. Two
+    nodes of one name would both record, both decide. Raises FatalError where one is running.
+    """
+    name = f"hapo_ros_{os.getuid()}_{domain}{node.replace('/', '_')}.lock"
+    stream = (Path(tempfile.gettempdir()) / name).open("a+")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        stream.seek(0)
+        raise FatalError(
+            f"A node {node} is already running in ROS domain {domain} (process "
+            f"{stream.read().strip() or 'unknown'}). This one ends and has changed nothing. End "
+            "the other one, or choose another ROS_DOMAIN_ID."
+        ) from None
+    stream.truncate(0)
+    stream.write(str(os.getpid()))
+    stream.flush()
+    return stream
+
+
+@cache
+def ros_types() -> SimpleNamespace:
+    """rclpy's message classes, as ``hapo_ros.episodes.interfaces.MessageTypes`` describes them."""
+    classes = {
+        name: getattr(import_module(f"{package}.msg"), name)
+        for package, names in CLASSES.items()
+        for name in names
+    }
+    return SimpleNamespace(sequence=ros_sequence, **classes)
+
+
+def message_class(type_name: str):
+    """The rclpy class of a type such as ``sensor_msgs/msg/Image``."""
+    package, _, name = type_name.split("/")
+    return getattr(import_module(f"{package}.msg"), name)
+
+
+class HapoNode(Node):
+    """A node with declared, checked, read-only parameters and timers on the steady clock."""
+
+    def __init__(self, name: str, parameters: Sequence[Parameter]):
+        super().__init__(name)
+        self._name_lock = _lock_name(self.get_fully_qualified_name(), self.context.get_domain_id())
+        self.parameters = self._declare(parameters)
+        self.types = ros_types()
+        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.finished = False  # set to end the node with exit code 0
+
+    def _declare(self, parameters: Sequence[Parameter]) -> SimpleNamespace:
+        values = {}
+        for parameter in parameters:
+            descriptor = ParameterDescriptor(
+                description=parameter.description, read_only=True, dynamic_typing=False
+            )
+            bounds = {"from_value": parameter.minimum, "to_value": parameter.maximum}
+            if None not in bounds.values():
+                if isinstance(parameter.default, float):
+                    bounds = {key: float(value) for key, value in bounds.items()}
+                    descriptor.floating_point_range = [FloatingPointRange(**bounds)]
+                elif isinstance(parameter.default, int):
+                    descriptor.integer_range = [IntegerRange(**bounds)]
+            try:
+                value = self.declare_parameter(parameter.name, parameter.default, descriptor).value
+            except Exception as error:
+                # rclpy raises several unrelated types here; all mean that the value is unusable.
+                raise FatalError(f"Parameter {parameter.name} cannot be used: {error}") from error
+            if problem := parameter.problem(value):
+                raise FatalError(f"{problem} The node does not start. Mend the configuration.")
+            values[parameter.name] = value
+        self.add_on_set_parameters_callback(
+            lambda _: SetParametersResult(
+                successful=False,
+                reason="Set in config/, at start: a running robot keeps its limits.",
+            )
+        )
+        return SimpleNamespace(**values)
+
+    def every(self, period_s: float, callback: Callable[[], None]):
+        """A timer on the steady clock, whatever ROS time does."""
+        return self.create_timer(period_s, callback, clock=self._steady)
+
+    def now_s(self) -> float:
+        """Steady receipt clock in seconds."""
+        return time.monotonic()
+
+    def ros_now_ns(self) -> int:
+        """ROS time in ns, for stamps."""
+        return self.get_clock().now().nanoseconds
+
+    def publish_info(self, publisher, data: dict) -> None:
+        """Publish a latched JSON String."""
+        publisher.publish(self.types.String(data=json.dumps(data)))
+
+    def until_heard(self, *publishers) -> None:
+        """Wait until what was published has arrived: it is lost with this process. Not for long."""
+        for publisher in publishers:
+            publisher.wait_for_all_acked(Duration(seconds=0.5))
+
+    def shut_down(self) -> None:
+        """Called once before the context ends: the last messages, closing files."""
+
+
+def run(
+    make_node: Callable[[], HapoNode], argv: Sequence[str] | None = None, threads: int = 1
+) -> int:
+    """Run one node in this process until SIGINT, SIGTERM or its own end; returns the exit code.
+
+    One shared handler sets a flag, so that ``shut_down`` can still publish; rclpy's own handler
+    would end the context first. A second signal changes nothing. While the node is still being
+    made, which takes seconds where much is loaded, a signal ends that at once.
+    """
+    rclpy.init(args=argv, signal_handler_options=SignalHandlerOptions.NO)
+    stop, node, code = SimpleNamespace(asked=False), None, 0
+
+    def ask(_signal, _frame):
+        first, stop.asked = not stop.asked, True
+        if first and node is None:
+            raise SystemExit
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, ask)
+
+    try:
+        node = make_node()
+        executor = SingleThreadedExecutor() if threads == 1 else MultiThreadedExecutor(threads)
+        executor.add_node(node)
+        while rclpy.ok() and not stop.asked and not node.finished:
+            executor.spin_once(timeout_sec=0.1)
+    except BaseException as error:
+        code = 1
+        if node is None and stop.asked:
+            code = 0  # that signal, whatever a library that was being loaded has made of it
+        elif isinstance(error, FatalError):
+            _complain(node, str(error))
+        elif not isinstance(error, ExternalShutdownException):
+            raise
+    finally:
+        if node is not None:
+            node.shut_down()
+            node.destroy_node()
+        rclpy.try_shutdown()
+    return code
+
+
+def _complain(node: Node | None, sentence: str) -> None:
+    if node is None:
+        print(f"[FATAL] {sentence}", file=sys.stderr, flush=True)
+    else:
+        node.get_logger().fatal(sentence)

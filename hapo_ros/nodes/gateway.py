@@ -1,0 +1,192 @@
+"""JSON lines to and from the graph, for those who must not import rclpy.
+
+In, one object a line:
+    {"id": 1, "call": "load_policy", "checkpoint": "..."}
+    {"id": 2, "call": "optimize", "bags": ["..."], "base_checkpoint": "...", "method": "...", ...}
+    {"id": 3, "call": "start_episode", ...}    and end_episode, discard_episode, request_authority
+    {"id": 4, "cancel": 2}
+The other fields are those of the action's goal or the service's request. Out:
+    {"id": 2, "feedback": {...}}    {"id": 2, "result": {...}}    {"id": 2, "error": "a sentence"}
+    {"event": "episode" | "authority" | "authority_lost" | "policy", ...}
+It ends when its input has ended and everything was answered.
+"""
+
+import json
+import os
+import queue
+import sys
+import threading
+
+from rclpy.action import ActionClient
+from rclpy.event_handler import SubscriptionEventCallbacks
+from std_msgs.msg import String
+
+from hapo_ros import jsonlines, topics
+from hapo_ros.action import LoadPolicy, Optimize
+from hapo_ros.msg import AuthorityStatus, EpisodeState
+from hapo_ros.nodes.common import LATCHED, STATUS, HapoNode, Parameter, run
+from hapo_ros.srv import DiscardEpisode, EndEpisode, RequestAuthority, StartEpisode
+
+PARAMETERS = (
+    Parameter("server_timeout_s", 10.0, "Longest wait for a server to appear", "s", 0.1, 600.0),
+)
+_SERVICES = {
+    "start_episode": (StartEpisode, topics.START_EPISODE),
+    "end_episode": (EndEpisode, topics.END_EPISODE),
+    "discard_episode": (DiscardEpisode, topics.DISCARD_EPISODE),
+    "request_authority": (RequestAuthority, topics.REQUEST_AUTHORITY),
+}
+_ACTIONS = {
+    "load_policy": (LoadPolicy, topics.LOAD_POLICY),
+    "optimize": (Optimize, topics.OPTIMIZE),
+}
+
+
+class Gateway(HapoNode):
+    """Relays calls from stdin to the graph, and news from the graph to stdout."""
+
+    def __init__(self):
+        super().__init__(f"gateway_{os.getpid()}", PARAMETERS)  # one for each who asks
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        self._waiting = []  # (deadline, client, start) of calls whose server is not there yet
+        self._goals = {}  # id -> goal handle, for cancel
+        self._open = set()  # ids that have had no result yet; it ends when its input has and they
+        self._input_ended = False
+        self._service_clients = {
+            call: self.create_client(type_, name) for call, (type_, name) in _SERVICES.items()
+        }
+        self._action_clients = {
+            call: ActionClient(self, type_, name) for call, (type_, name) in _ACTIONS.items()
+        }
+        self.create_subscription(
+            EpisodeState, topics.EPISODE_STATE, lambda m: self._tell_event("episode", m), LATCHED
+        )
+        self.create_subscription(
+            AuthorityStatus,
+            topics.AUTHORITY_STATUS,
+            lambda m: self._tell_event("authority", m),
+            STATUS,
+            event_callbacks=SubscriptionEventCallbacks(liveliness=self._on_liveliness),
+        )
+        self.create_subscription(
+            String,
+            topics.POLICY_INFO,
+            lambda m: _tell({"event": "policy", **json.loads(m.data)}),
+            LATCHED,
+        )
+        threading.Thread(target=self._read, daemon=True).start()
+        self.every(0.05, self._go_on)
+
+    def _read(self) -> None:
+        for line in sys.stdin:
+            self._lines.put(line)
+        self._lines.put(None)
+
+    def _on_liveliness(self, event) -> None:
+        if event.alive_count == 0:
+            _tell({"event": "authority_lost", "text": "The arbiter is gone. Nobody has control."})
+
+    def _tell_event(self, event: str, message) -> None:
+        _tell({"event": event, **_plain(message)})
+
+    def _go_on(self) -> None:
+        while not self._lines.empty():
+            line = self._lines.get()
+            if line is None:
+                self._input_ended = True
+            elif line.strip():
+                self._handle(line)
+        self.finished = self._input_ended and not self._open
+        now = self.now_s()
+        for waiting in list(self._waiting):
+            deadline, client, request_id, begin = waiting
+            ready = getattr(client, "server_is_ready", None) or client.service_is_ready
+            if ready():
+                self._waiting.remove(waiting)
+                begin()
+            elif now > deadline:
+                self._waiting.remove(waiting)
+                sentence = "No such server on the graph. Start the deployment first."
+                self._end(request_id, error=sentence, no_server=True)
+
+    def _handle(self, line: str) -> None:
+        request_id = None
+        try:
+            said = json.loads(line)
+            request_id = said.pop("id", None)
+            self._open.add(request_id)
+            if "cancel" in said:
+                self._cancel(request_id, said["cancel"])
+                return
+            call = said.pop("call")
+            if call in self._service_clients:
+                request = _SERVICES[call][0].Request(check_fields=True, **said)
+                client, begin = self._service_clients[call], self._begin_service
+            else:
+                request = _ACTIONS[call][0].Goal(check_fields=True, **said)
+                client, begin = self._action_clients[call], self._begin_action
+        except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+            self._fail(request_id, f"This request cannot be understood: {error!r}.")
+            return
+        deadline = self.now_s() + self.parameters.server_timeout_s
+        self._waiting.append(
+            (deadline, client, request_id, lambda: begin(client, request_id, request))
+        )
+
+    def _begin_service(self, client, request_id, request) -> None:
+        client.call_async(request).add_done_callback(
+            lambda future: self._end(request_id, result=_plain(future.result()))
+        )
+
+    def _begin_action(self, client, request_id, goal) -> None:
+        def feedback(message):
+            _tell({"id": request_id, "feedback": _plain(message.feedback)})
+
+        def accepted(future):
+            handle = future.result()
+            if not handle.accepted:
+                self._fail(request_id, "The goal was refused: another one is being worked on.")
+                return
+            self._goals[request_id] = handle
+            handle.get_result_async().add_done_callback(finished)
+
+        def finished(future):
+            self._goals.pop(request_id, None)
+            self._end(request_id, result=_plain(future.result().result))
+
+        client.send_goal_async(goal, feedback_callback=feedback).add_done_callback(accepted)
+
+    def _end(self, request_id, **last) -> None:
+        self._open.discard(request_id)
+        _tell({"id": request_id, **last})
+
+    def _fail(self, request_id, sentence: str) -> None:
+        self._end(request_id, error=sentence)
+
+    def _cancel(self, request_id, goal_id) -> None:
+        if goal_id not in self._goals:
+            self._fail(request_id, f"No goal {goal_id} is being worked on.")
+            return
+        self._goals[goal_id].cancel_goal_async().add_done_callback(
+            lambda _: self._end(request_id, result={"ok": True})
+        )
+
+
+def _plain(message) -> dict:
+    """The plain fields of a message; headers are left out."""
+    data = {}
+    for name in message.get_fields_and_field_types():
+        value = getattr(message, name)
+        if hasattr(value, "get_fields_and_field_types"):
+            continue
+        data[name] = value.tolist() if hasattr(value, "tolist") else value
+    return data
+
+
+def _tell(data: dict) -> None:
+    sys.stdout.write(jsonlines.line(data) + "\n")
+    sys.stdout.flush()
+
+
+def main(argv=None) -> int:
+    return run(Gateway, argv)

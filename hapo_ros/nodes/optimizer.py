@@ -1,0 +1,142 @@
+"""The optimizer: learns from bags in a child process, relays its progress, never changes what is
+served."""
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+
+from rclpy.action import ActionServer, CancelResponse, GoalResponse
+from rclpy.callback_groups import ReentrantCallbackGroup
+
+from hapo_ros import processes, topics
+from hapo_ros.action import Optimize
+from hapo_ros.nodes.common import HapoNode, Parameter, run
+from hapo_ros.supervisor import executable
+
+PARAMETERS = (
+    Parameter(
+        "cancel_grace_s", 10.0, "Time for a cancelled training to end by itself", "s", 0.1, 120.0
+    ),
+    Parameter("niceness", 5, "How much the training gives way to the robot's processes", "", 0, 19),
+)
+
+
+class Optimizer(HapoNode):
+    """The Optimize action; one goal at a time."""
+
+    def __init__(self):
+        super().__init__("optimizer", PARAMETERS)
+        self._lock = threading.Lock()
+        self._child: subprocess.Popen | None = None
+        self._busy = False
+        self._server = ActionServer(
+            self,
+            Optimize,
+            topics.OPTIMIZE,
+            execute_callback=self._execute,
+            goal_callback=self._on_goal,
+            cancel_callback=lambda _: CancelResponse.ACCEPT,
+            callback_group=ReentrantCallbackGroup(),
+        )
+
+    def _on_goal(self, goal) -> GoalResponse:
+        with self._lock:
+            if self._busy:
+                self.get_logger().warning("A training is running; a second goal is refused.")
+                return GoalResponse.REJECT
+            self._busy = True
+        return GoalResponse.ACCEPT
+
+    def _execute(self, handle) -> Optimize.Result:
+        try:
+            with tempfile.TemporaryFile("w+") as errors:
+                last = self._train(handle, errors)
+                errors.seek(0)
+                complaint = errors.read().strip()
+        finally:
+            with self._lock:
+                self._busy, self._child = False, None
+        result = Optimize.Result(
+            ok="checkpoint" in last,
+            checkpoint=last.get("checkpoint", ""),
+            policy_version=last.get("version", ""),
+            text=last.get("text") or complaint[-2000:] or "The training ended without a word.",
+        )
+        if result.ok:
+            handle.succeed()
+        elif handle.is_cancel_requested:
+            result.text = "Cancelled. No checkpoint was written."
+            handle.canceled()
+        else:
+            handle.abort()
+        self.get_logger().info(result.text)
+        return result
+
+    def _train(self, handle, errors) -> dict:
+        """Run ``hapo optimize`` to its end; returns its last JSON line."""
+        goal = handle.request
+        # Not `python -m`: that would prefer a hapo_ros/ in the folder this was started in.
+        arguments = [sys.executable, str(executable("hapo")), "optimize", *goal.bags, "--json"]
+        arguments += ["--base", goal.base_checkpoint, "--method", goal.method]
+        arguments += ["--output", goal.output, "--settings", goal.settings_json or "{}"]
+        self._child = child = processes.start(
+            ["nice", "-n", str(self.parameters.niceness), *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            cwd=os.getcwd(),
+        )
+        lines: queue.Queue[str | None] = queue.Queue()
+        threading.Thread(target=_read_lines, args=(child.stdout, lines), daemon=True).start()
+        last: dict = {}
+        while True:
+            if handle.is_cancel_requested:
+                processes.stop(child, self.parameters.cancel_grace_s)
+            try:
+                line = lines.get(timeout=0.1)
+            except queue.Empty:
+                continue
+            if line is None:
+                break
+            said = json.loads(line)
+            if "step" in said:
+                handle.publish_feedback(_feedback(said))
+            else:
+                last = said
+        child.wait()
+        return last
+
+    def shut_down(self) -> None:
+        child = self._child
+        if child is not None:
+            processes.stop(child, self.parameters.cancel_grace_s)
+
+
+def _read_lines(stream, lines: queue.Queue) -> None:
+    for line in stream:
+        lines.put(line)
+    lines.put(None)
+
+
+def _feedback(said: dict) -> Optimize.Feedback:
+    def number(name: str) -> float:
+        value = said.get(name)
+        return float("nan") if value is None else float(value)
+
+    return Optimize.Feedback(
+        step=int(said["step"]),
+        total=int(said["total"]),
+        loss=number("loss"),
+        reward_desirable=number("reward_desirable"),
+        reward_undesirable=number("reward_undesirable"),
+        time_left_s=number("time_left_s"),
+    )
+
+
+def main(argv=None) -> int:
+    return run(Optimizer, argv, threads=3)

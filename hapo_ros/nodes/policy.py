@@ -1,0 +1,242 @@
+"""The policy node: answers every tick that asks, and swaps checkpoints while it serves."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+from geometry_msgs.msg import PoseStamped
+from rclpy.action import ActionServer, GoalResponse
+from sensor_msgs.msg import Image, JointState
+from std_msgs.msg import String
+
+from hapo_ros import topics
+from hapo_ros.action import LoadPolicy
+from hapo_ros.arbitration import PolicyCommand
+from hapo_ros.episodes import messages
+from hapo_ros.msg import EpisodeState, ObservationTick, PolicyAction, StateVector
+from hapo_ros.nodes.common import IMAGES, LATCHED, RECORD, FatalError, HapoNode, Parameter, run
+from hapo_ros.nodes.joining import TickJoiner
+from hapo_ros.policies.promoted import current
+
+PARAMETERS = (
+    Parameter("checkpoint", "", "Folder of the checkpoint to serve"),
+    Parameter(
+        "promoted", "", "Folder whose current.json names what to serve instead, if it is there"
+    ),
+    Parameter("promoted_after_ns", 0, "Only if it was written after this time", "ns", 0, 1 << 62),
+    Parameter("threads", 1, "Threads of inference", "", 1, 64),
+    Parameter(
+        "readers", 0, "Readers of PolicyAction to wait for before the first answer", "", 0, 10
+    ),
+)
+
+
+def load_policy(folder: str, tell=lambda stage: None):
+    """Load, check and warm up a checkpoint. Raises ValueError or OSError with a sentence."""
+    from hapo_ros.policies import checkpoint
+
+    tell("loading")
+    policy = checkpoint.load(folder)
+    tell("checking")
+    checkpoint.check(policy)
+    tell("warming_up")
+    for _ in range(3):
+        policy.act(policy.example(), "")
+    return policy
+
+
+def form(policy) -> str:
+    """What a policy sees and does, in words; two of the same can take each other's place."""
+    cameras = [f"camera {name} {h} x {w}" for name, (h, w) in sorted(policy.cameras.items())]
+    state = [f"an object state of {policy.object_state} numbers"] if policy.object_state else []
+    return ", ".join([*cameras, *state, f"actions {' '.join(policy.action_names)}"])
+
+
+class PolicyNode(HapoNode):
+    """Serves one checkpoint."""
+
+    def __init__(self):
+        super().__init__("policy", PARAMETERS)
+        import torch
+
+        torch.set_num_threads(self.parameters.threads)
+        own = self.parameters
+        try:
+            newer = current(own.promoted, own.promoted_after_ns) if own.promoted else ""
+            self._folder = newer or own.checkpoint
+            self._policy = load_policy(self._folder)
+        except (ValueError, OSError) as error:
+            raise FatalError(f"{error} The policy does not start.") from error
+        self._episode = None
+        self._answer = None  # the last answer: sent again when its tick comes again
+        self._loading = None
+
+        wanted = {topics.JOINT_STATE: JointState, topics.EEF_POSE: PoseStamped}
+        wanted |= {topics.image(camera): Image for camera in self._policy.cameras}
+        if self._policy.object_state:
+            wanted[topics.OBJECT_STATE] = StateVector
+        self._joiner = TickJoiner(wanted)
+        self._actions = self.create_publisher(PolicyAction, topics.POLICY_ACTION, RECORD)
+        self._info = self.create_publisher(String, topics.POLICY_INFO, LATCHED)
+        for topic, type_ in wanted.items():
+            self.create_subscription(
+                type_,
+                topic,
+                lambda message, topic=topic: self._on_message(topic, message),
+                IMAGES if type_ is Image else RECORD,
+            )
+        self.create_subscription(ObservationTick, topics.OBSERVATION_TICK, self._on_tick, RECORD)
+        self.create_subscription(EpisodeState, topics.EPISODE_STATE, self._on_episode, LATCHED)
+        self._server = ActionServer(
+            self,
+            LoadPolicy,
+            topics.LOAD_POLICY,
+            execute_callback=self._finish_loading,
+            goal_callback=self._on_goal,
+            handle_accepted_callback=self._start_loading,
+        )
+        self.every(0.02, self._watch_loading)
+        self._announce()
+
+    def _announce(self) -> None:
+        self.publish_info(
+            self._info,
+            {
+                "version": self._policy.version,
+                "family": self._policy.family,
+                "checkpoint": str(Path(self._folder).resolve()),
+            },
+        )
+        self.get_logger().info(f"Serving {self._policy.version} from {self._folder}.")
+
+    # Answers
+
+    def _on_episode(self, message: EpisodeState) -> None:
+        self._episode = message if message.state == EpisodeState.RUNNING else None
+        self._answer_if_complete()
+
+    def _on_message(self, topic: str, message) -> None:
+        self._joiner.add(topic, message)
+        self._answer_if_complete()
+
+    def _on_tick(self, message: ObservationTick) -> None:
+        if self._answer is not None:
+            key = (self._answer.episode_id, self._answer.sequence)
+            if key == (message.episode_id, message.sequence):
+                self._actions.publish(self._answer)
+                return
+        if message.policy_due:
+            try:
+                self._joiner.add_tick(message)
+            except ValueError as error:
+                self.get_logger().error(f"Tick {message.sequence} cannot be answered: {error}.")
+                return
+            self._answer_if_complete()
+
+    def _answer_if_complete(self) -> None:
+        tick_id = self._joiner.tick_episode_id
+        if self._episode is None or tick_id != self._episode.episode_id:
+            return
+        if self._actions.get_subscription_count() < self.parameters.readers:
+            return
+        complete = self._joiner.take()
+        if complete is None:
+            return
+        message, parts = complete
+        started = self.now_s()
+        try:
+            tick = messages.tick_from(message)
+            observation = messages.observation_from(parts)
+            actions = self._policy.act(observation, self._episode.instruction)
+        except ValueError as error:
+            self.get_logger().error(f"Tick {message.sequence} cannot be answered: {error}.")
+            return
+        command = PolicyCommand(
+            episode_id=tick.episode_id,
+            sequence=tick.sequence,
+            epoch=tick.epoch,
+            version=self._policy.version,
+            actions=np.asarray(actions, np.float32),
+            confidence=self._policy.confidence,
+            inference_s=self.now_s() - started,
+        )
+        self._answer = messages.policy_action_message(self.types, command, tick.stamp_ns)
+        self._actions.publish(self._answer)
+
+    # Loading
+
+    def _on_goal(self, goal) -> GoalResponse:
+        if self._loading is not None:
+            self.get_logger().warning("Another checkpoint is being loaded. This one is refused.")
+            return GoalResponse.REJECT
+        return GoalResponse.ACCEPT
+
+    def _start_loading(self, handle) -> None:
+        self._loading = _Loading(handle, self._refusal())
+        self._loading.start()
+
+    def _refusal(self) -> str:
+        if self._episode is None:
+            return ""
+        return (
+            f"Episode {self._episode.episode_id} is running. The policy stays "
+            f"{self._policy.version}. End the episode, then load."
+        )
+
+    def _watch_loading(self) -> None:
+        loading = self._loading
+        if loading is None:
+            return
+        while loading.stages:
+            loading.handle.publish_feedback(LoadPolicy.Feedback(stage=loading.stages.pop(0)))
+        if not loading.is_alive() and not loading.done:
+            loading.done = True
+            loading.handle.execute()
+
+    def _finish_loading(self, handle) -> LoadPolicy.Result:
+        loading, self._loading = self._loading, None
+        text = loading.problem or self._refusal() or self._misfit(loading)
+        ok = not text
+        if not ok:
+            self.get_logger().error(text)
+            handle.abort()
+        else:
+            handle.publish_feedback(LoadPolicy.Feedback(stage="swapping"))
+            self._policy, self._folder, self._answer = loading.policy, loading.folder, None
+            self._announce()
+            handle.succeed()
+            text = f"Serving {self._policy.version}."
+        return LoadPolicy.Result(ok=ok, policy_version=self._policy.version, text=text)
+
+    def _misfit(self, loading: "_Loading") -> str:
+        """Why what was loaded cannot take the place of what is served; empty if it can."""
+        if loading.policy is None:
+            return f"{loading.folder} cannot be loaded; the log says why. The policy stays."
+        needs, has = form(loading.policy), form(self._policy)
+        if needs == has:
+            return ""
+        return (
+            f"{loading.folder} needs {needs}; this deployment has {has}. The policy stays. Start a "
+            "deployment with that checkpoint."
+        )
+
+
+class _Loading(threading.Thread):
+    """Loads a checkpoint beside the executor."""
+
+    def __init__(self, handle, refusal: str):
+        super().__init__(daemon=True)
+        self.handle, self.folder, self.problem = handle, handle.request.checkpoint, refusal
+        self.policy, self.stages, self.done = None, [], False
+
+    def run(self) -> None:
+        if self.problem:
+            return
+        try:
+            self.policy = load_policy(self.folder, self.stages.append)
+        except (ValueError, OSError) as error:
+            self.problem = f"{error} The policy that was served goes on."
+
+
+def main(argv=None) -> int:
+    return run(PolicyNode, argv)

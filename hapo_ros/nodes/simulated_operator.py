@@ -1,0 +1,232 @@
+"""The simulated operator: runs episodes as a person would, through the device's two topics.
+
+It alone sees the simulator's privileged state. What it does is ``hapo_ros.sim.operator``.
+"""
+
+from dataclasses import fields
+
+import numpy as np
+from geometry_msgs.msg import TwistStamped
+from sensor_msgs.msg import Joy
+
+from hapo_ros import topics
+from hapo_ros.arbitration import Authority
+from hapo_ros.episodes import messages
+from hapo_ros.msg import EpisodeState, ObservationTick, StateVector
+from hapo_ros.nodes.common import LATCHED, RECORD, FatalError, HapoNode, Parameter, run
+from hapo_ros.nodes.joining import TickJoiner
+from hapo_ros.sim.operator import EndEpisode as End
+from hapo_ros.sim.operator import OperatorConfig, OperatorOutput, SimulatedOperator
+from hapo_ros.sim.tasks import get_task
+from hapo_ros.srv import EndEpisode, StartEpisode
+
+_DEFAULTS = OperatorConfig()
+PARAMETERS = (
+    Parameter("task", "Lift", "Task of the episodes"),
+    Parameter("source", "deployment", "What is recorded", choices=("deployment", "demonstration")),
+    Parameter("lock_step", True, "Answer every tick with its own stamp"),
+    Parameter("episodes", 10, "Episodes to run, at most", "", 1, 1_000_000),
+    Parameter("takeovers", 0, "Stop after this many takeovers; 0: never", "", 0, 1_000_000),
+    Parameter("first_seed", 1, "Seed of the first episode; the next ones count up", "", 0, 1 << 31),
+    Parameter("start_timeout_s", 60.0, "Longest wait for an episode to start", "s", 1.0, 600.0),
+    Parameter("readers", 2, "Readers of the device to wait for", "", 0, 10),
+    Parameter(
+        "patience_steps",
+        _DEFAULTS.patience_steps,
+        "Steps without progress before it takes over",
+        "",
+        1,
+        10_000,
+    ),
+    Parameter("progress_m", _DEFAULTS.progress_m, "What counts as progress", "m", 0.0, 1.0),
+    Parameter("second_chances", _DEFAULTS.second_chances, "Falls that do not count", "", 0, 100),
+    Parameter("reaction_steps", _DEFAULTS.reaction_steps, "Largest reaction delay", "", 0, 100),
+    Parameter(
+        "noise", _DEFAULTS.noise, "Standard deviation of the hand, full scale 1", "", 0.0, 1.0
+    ),
+    Parameter("finish", _DEFAULTS.finish, "Finish the task instead of handing back"),
+    Parameter("success_steps", _DEFAULTS.success_steps, "Ticks of success that end it", "", 1, 100),
+)
+_AT_REST = OperatorOutput(np.zeros(6, np.float32), (0, 0), np.zeros(6))
+_REPORT_S = 0.05  # in real time a device reports all the time, at rest too
+_RETRY_S = 0.5
+_REPLY_S = 10.0
+
+
+class SimulatedOperatorNode(HapoNode):
+    """Starts an episode, watches, takes over, ends it, starts the next."""
+
+    def __init__(self):
+        super().__init__("simulated_operator", PARAMETERS)
+        own = self.parameters
+        try:
+            self._task = get_task(own.task)
+            names = {field.name for field in fields(OperatorConfig)} & set(vars(own))
+            self._config = OperatorConfig(**{name: getattr(own, name) for name in names})
+        except ValueError as error:
+            raise FatalError(f"{error} The operator does not start.") from error
+        self._done = 0  # episodes
+        self._takeovers = 0
+        self._had_arm = False
+        self._operator: SimulatedOperator | None = None
+        self._episode_id = ""
+        self._seen_running = ""  # id of the episode that the recorder last said is running
+        self._report = _AT_REST  # what the device shows
+        self._request = None  # (future, deadline)
+        self._next_start_s = 0.0
+        self._start_deadline_s = self.now_s() + own.start_timeout_s
+
+        self._joiner = TickJoiner([topics.PRIVILEGED_STATE])
+        self._device = {
+            topics.JOY: self.create_publisher(Joy, topics.JOY, RECORD),
+            topics.TWIST: self.create_publisher(TwistStamped, topics.TWIST, RECORD),
+        }
+        self.create_subscription(StateVector, topics.PRIVILEGED_STATE, self._on_privileged, RECORD)
+        self.create_subscription(ObservationTick, topics.OBSERVATION_TICK, self._on_tick, RECORD)
+        self.create_subscription(EpisodeState, topics.EPISODE_STATE, self._on_episode, LATCHED)
+        self._start = self.create_client(StartEpisode, topics.START_EPISODE)
+        self._end = self.create_client(EndEpisode, topics.END_EPISODE)
+        self.every(0.05, self._go_on)
+        if not own.lock_step:
+            self.every(_REPORT_S, lambda: self._publish_report(self.ros_now_ns()))
+
+    def _seed(self) -> int:
+        return self.parameters.first_seed + self._done
+
+    # Episodes
+
+    def _go_on(self) -> None:
+        """Start the next episode when none runs; give up when that takes too long."""
+        now = self.now_s()
+        if self._request is not None:
+            if now > self._request[1]:
+                raise FatalError("The recorder does not answer. The operator stops. See its log.")
+            return
+        if self._operator is not None or now < self._next_start_s:
+            return
+        if now > self._start_deadline_s:
+            raise FatalError(
+                f"No episode could be started for {self.parameters.start_timeout_s:g} s. The "
+                "operator stops. The log of recorder and operator says what was missing."
+            )
+        self._next_start_s = now + _RETRY_S
+        matched = all(
+            publisher.get_subscription_count() >= self.parameters.readers
+            for publisher in self._device.values()
+        )
+        if not matched or not self._start.service_is_ready():
+            return
+        request = StartEpisode.Request(
+            task=self._task.name, source=self.parameters.source, seed=self._seed()
+        )
+        self._call(self._start, request, self._on_started)
+
+    def _call(self, client, request, on_reply) -> None:
+        future = client.call_async(request)
+        self._request = (future, self.now_s() + _REPLY_S)
+        future.add_done_callback(lambda done: self._on_reply(done, on_reply))
+
+    def _on_reply(self, future, on_reply) -> None:
+        if self._request is not None and self._request[0] is future:
+            self._request = None
+            on_reply(future.result())
+
+    def _on_started(self, reply) -> None:
+        if not reply.ok:
+            self.get_logger().warning(reply.text, throttle_duration_sec=5.0)
+            return
+        self._episode_id, self._had_arm = reply.episode_id, False
+        self._operator = SimulatedOperator(
+            self._task, self._config, self._seed(), self.parameters.source
+        )
+        self._answer_if_complete()
+
+    def _on_episode(self, message: EpisodeState) -> None:
+        if message.state == EpisodeState.RUNNING:
+            self._seen_running = message.episode_id
+            return
+        if self._operator is None:
+            return
+        if message.state == EpisodeState.IDLE:  # a restarted recorder knows no episode
+            lost = self._seen_running == self._episode_id
+        else:  # while we wait for the reply to our own request, that tells more
+            lost = message.episode_id == self._episode_id and self._request is None
+        if lost and message.state != EpisodeState.CLOSING:
+            self._request = None
+            self.get_logger().error(
+                f"Episode {self._episode_id} was ended by someone else. {message.text}".rstrip()
+            )
+            self._close_episode()
+
+    def _on_ended(self, reply) -> None:
+        if reply.ok:
+            self.get_logger().info(reply.text)
+        else:
+            self.get_logger().error(reply.text)
+        self._close_episode()
+
+    def _close_episode(self) -> None:
+        self._operator, self._episode_id, self._report = None, "", _AT_REST
+        self._done += 1
+        self._next_start_s = 0.0
+        self._start_deadline_s = self.now_s() + self.parameters.start_timeout_s
+        wanted = self.parameters.takeovers
+        if self._done >= self.parameters.episodes or 0 < wanted <= self._takeovers:
+            self.get_logger().info(
+                f"{self._done} episodes with {self._takeovers} takeovers are done."
+            )
+            self.finished = True
+
+    # The device
+
+    def _on_privileged(self, message: StateVector) -> None:
+        self._joiner.add(topics.PRIVILEGED_STATE, message)
+        self._answer_if_complete()
+
+    def _on_tick(self, message: ObservationTick) -> None:
+        try:
+            self._joiner.add_tick(message)
+        except ValueError as error:
+            self.get_logger().error(f"Tick {message.sequence} cannot be answered: {error}.")
+            return
+        self._answer_if_complete()
+
+    def _answer_if_complete(self) -> None:
+        if self._operator is None or self._joiner.tick_episode_id != self._episode_id:
+            return
+        complete = self._joiner.take()
+        if complete is None or self._request is not None:
+            return
+        message, parts = complete
+        tick = messages.tick_from(message)
+        has_arm = tick.authority is Authority.HUMAN
+        self._takeovers += has_arm and not self._had_arm
+        self._had_arm = has_arm
+        answer = self._operator.act(
+            tick, messages.state_vector_from(parts[topics.PRIVILEGED_STATE])
+        )
+        if isinstance(answer, End):
+            self._report = _AT_REST
+            request = EndEpisode.Request(
+                episode_id=self._episode_id,
+                outcome=answer.outcome,
+                note=answer.note,
+                unresolved=answer.unresolved,
+                last_sequence=tick.sequence,
+            )
+            self._call(self._end, request, self._on_ended)
+            return
+        self._report = answer
+        self._publish_report(tick.stamp_ns if self.parameters.lock_step else self.ros_now_ns())
+
+    def _publish_report(self, stamp_ns: int) -> None:
+        report = self._report
+        built = messages.operator_messages(
+            self.types, report.axes, report.buttons, report.twist, stamp_ns
+        )
+        for topic, message in built.items():
+            self._device[topic].publish(message)
+
+
+def main(argv=None) -> int:
+    return run(SimulatedOperatorNode, argv)

@@ -1,0 +1,129 @@
+"""What a policy takes, gives and offers, whatever its family."""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from hapo_ros.episodes.types import Observation
+
+if TYPE_CHECKING:
+    import torch
+
+PROPRIO_DIM = 11
+FINGERS = 2
+
+
+def proprioception(observation: Observation) -> np.ndarray:
+    """(11,) float32: position (3, m), rotation (6), finger positions (2, m).
+
+    Position and orientation of the end-effector in the world frame; the rotation is the first two
+    columns of its matrix, which unlike the quaternion has no two names for one orientation and no
+    jump. Fingers are the last two of ``joint_positions``. Raises ValueError for other shapes.
+    """
+    pose = np.asarray(observation.eef_pose, np.float64)
+    joints = np.asarray(observation.joint_positions, np.float64)
+    if pose.shape != (7,) or joints.ndim != 1 or joints.size < FINGERS:
+        raise ValueError(
+            f"Proprioception needs an end-effector pose of 7 numbers and at least {FINGERS} joint "
+            f"positions, not shapes {pose.shape} and {joints.shape}."
+        )
+    norm = np.linalg.norm(pose[3:])
+    if not norm > 1e-6:
+        raise ValueError("The end-effector's quaternion is zero; it is no orientation.")
+    x, y, z, w = pose[3:] / norm
+    first = (1 - 2 * (y * y + z * z), 2 * (x * y + z * w), 2 * (x * z - y * w))
+    second = (2 * (x * y - z * w), 1 - 2 * (x * x + z * z), 2 * (y * z + x * w))
+    return np.concatenate([pose[:3], first, second, joints[-FINGERS:]]).astype(np.float32)
+
+
+@dataclass
+class Batch:
+    """B samples as tensors.
+
+    images: camera -> (B, H, W, 3) uint8 RGB. proprio: (B, 11) float32. object_state: (B, S)
+    float32 or None. instructions: B strings. actions: (B, T, D) float32 in the action space,
+    action_mask: (B, T) bool, valid steps of the chunk; both None where only acting.
+    """
+
+    images: dict[str, "torch.Tensor"]
+    proprio: "torch.Tensor"
+    object_state: "torch.Tensor | None"
+    instructions: list[str]
+    actions: "torch.Tensor | None" = None
+    action_mask: "torch.Tensor | None" = None
+
+    def __len__(self) -> int:
+        return len(self.instructions)
+
+    def with_actions(self, actions, action_mask) -> "Batch":
+        """The same observations with other actions."""
+        return replace(self, actions=actions, action_mask=action_mask)
+
+
+@dataclass
+class Scored:
+    """A policy's view of the actions of a batch, from one forward pass.
+
+    logps, mask: (B, N) log-probability of each token, and which tokens are valid. l1: (B,) mean
+    absolute difference of predicted and recorded action, normalised units, no gradient.
+    decodable: (B,) bool, False where the prediction is no action (l1 is 0 there).
+    """
+
+    logps: "torch.Tensor"
+    mask: "torch.Tensor"
+    l1: "torch.Tensor"
+    decodable: "torch.Tensor"
+
+    def mean_nll(self) -> "torch.Tensor":
+        """(B,) mean negative log-likelihood over the valid tokens; 0 where there is none."""
+        return -self.logps.masked_fill(~self.mask, 0.0).sum(1) / self.mask.sum(1).clamp(min=1)
+
+
+class Policy(Protocol):
+    """What every family offers (design.md section 5).
+
+    family: name in ``FAMILIES``. version: content hash of the checkpoint, "" before it is saved.
+    confidence: of the last ``act``, mean probability of the chosen tokens, NaN before.
+    action_names: names of the D dimensions. horizon: T. token_names: the action dimension of each
+    of the N tokens, or None where a token belongs to no single dimension. cameras: name ->
+    (height, width). object_state: S, 0 for none. network: the torch module with all weights.
+    """
+
+    family: str
+    version: str
+    confidence: float
+    action_names: tuple[str, ...]
+    horizon: int
+    token_names: tuple[str, ...] | None
+    cameras: dict[str, tuple[int, int]]
+    object_state: int
+    network: "torch.nn.Module"
+
+    def act(self, observation: Observation, instruction: str) -> np.ndarray:
+        """(T, D) float32 in the action space; greedy."""
+
+    def forward_observation(self, batch: Batch) -> Any:
+        """Everything that depends on the observation alone, for ``score``."""
+
+    def score(self, batch: Batch, prefix: Any = None, generate: bool = False) -> Scored:
+        """One teacher-forced pass over the batch's actions, on ``prefix`` where it is given."""
+
+    def log_prob(self, batch: Batch) -> "tuple[torch.Tensor, torch.Tensor]":
+        """(B, N) token log-probabilities, (B, N) bool mask."""
+
+    def predict(self, batch: Batch, generate: bool = False) -> "torch.Tensor":
+        """(B, T, D) most probable actions: teacher-forced, or one token after the other."""
+
+    def bc_loss(self, batch: Batch) -> "torch.Tensor":
+        """(B,) mean negative log-likelihood of the valid tokens."""
+
+    def example(self, brightness: int = 127) -> Observation:
+        """A made-up observation of the right shapes."""
+
+    def parts(self) -> dict[str, dict]:
+        """JSON-able ``config``, ``normalisation`` and ``tokenizer``; enough for ``from_parts``."""
+
+    @classmethod
+    def from_parts(cls, config: dict, normalisation: dict, tokenizer: dict) -> "Policy":
+        """An untrained policy of these parts."""

@@ -1,0 +1,147 @@
+"""The torch modules of tiny_vla: encoders of what is observed, and a causal transformer."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+CLIP = 10.0  # normalised numbers further out carry no more information than "far out"
+
+
+class Numbers(nn.Module):
+    """A vector of normalised numbers as one token, with multi-scale features.
+
+    Each number x enters as x and as sin and cos of 2^k x, so that both its rough size and
+    differences of a hundredth of its spread are visible to the first layer.
+    """
+
+    def __init__(self, size: int, width: int, scales: int):
+        super().__init__()
+        self.register_buffer("frequencies", 2.0 ** torch.arange(scales), persistent=False)
+        self.layers = nn.Sequential(
+            nn.Linear(size * (1 + 2 * scales), 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+
+    def forward(self, numbers):
+        """(B, S) -> (B, 1, width)."""
+        numbers = numbers.clamp(-CLIP, CLIP)
+        waves = (numbers[..., None] * self.frequencies).flatten(1)
+        return self.layers(torch.cat([numbers, waves.sin(), waves.cos()], 1))[:, None]
+
+
+class Camera(nn.Module):
+    """An image of any size as one token: where its features are, and how strong.
+
+    A few convolutions (stride 8) give maps; each map's spatial soft-arg-max is a point in the image
+    (-1 to 1 each way), as in visuomotor policies since Levine et al. 2016. On images of a square
+    at random places, held-out error was a ninth of that of 3 x 3 tokens of a deeper convolution,
+    which learn single images by heart, and training was faster.
+    """
+
+    SIZES = (3, 32, 64, 64)
+    POINTS = 64
+
+    def __init__(self, width: int):
+        super().__init__()
+        shapes = ((8, 4, 2), (3, 2, 1), (3, 1, 1))  # kernel, stride, padding
+        pairs = zip(self.SIZES[:-1], self.SIZES[1:], shapes, strict=True)
+        self.convolutions = nn.ModuleList(nn.Conv2d(a, b, *shape) for a, b, shape in pairs)
+        self.norms = nn.ModuleList(nn.GroupNorm(8, size) for size in self.SIZES[1:])
+        self.maps = nn.Conv2d(self.SIZES[-1], self.POINTS, 1)
+        self.out = nn.Linear(3 * self.POINTS, width)
+
+    def forward(self, images):
+        """(B, H, W, 3) uint8 -> (B, 1, width)."""
+        x = images.permute(0, 3, 1, 2).float() / 127.5 - 1.0
+        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
+            x = F.gelu(norm(convolution(x)))
+        maps = self.maps(x)
+        share = maps.flatten(2).softmax(-1).view_as(maps)
+        down = (share.sum(3) * torch.linspace(-1, 1, maps.shape[2], device=x.device)).sum(2)
+        across = (share.sum(2) * torch.linspace(-1, 1, maps.shape[3], device=x.device)).sum(2)
+        strength = (share * maps).sum((2, 3))
+        return self.out(torch.cat([3.0 * across, 3.0 * down, strength], 1))[:, None]
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block; attention sees ``past`` keys and values besides its own."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm_attention = nn.LayerNorm(width)
+        self.attention_in = nn.Linear(width, 3 * width)
+        self.attention_out = nn.Linear(width, width)
+        self.norm_mlp = nn.LayerNorm(width)
+        self.mlp_in = nn.Linear(width, 4 * width)
+        self.mlp_out = nn.Linear(4 * width, width)
+
+    def forward(self, x, mask, past=None):
+        """(B, L, width), mask (L, past + L) bool -> (B, L, width), (keys, values) up to here."""
+        qkv = self.attention_in(self.norm_attention(x)).unflatten(-1, (3, self.heads, -1))
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        if past is not None:
+            key, value = torch.cat([past[0], key], 2), torch.cat([past[1], value], 2)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        x = x + self.attention_out(attended.transpose(1, 2).flatten(2))
+        return x + self.mlp_out(F.gelu(self.mlp_in(self.norm_mlp(x)))), (key, value)
+
+
+class Network(nn.Module):
+    """[words, cameras, numbers | one slot an action token], causal throughout.
+
+    The observation's tokens come first, so their keys and values (the *prefix*) serve any number
+    of action sequences: the recorded one, the mismatched one of z0, and the one being generated.
+    """
+
+    def __init__(
+        self, *, words, word_count, cameras, numbers, tokens, bins, width, blocks, heads, scales
+    ):
+        """cameras: names. numbers: name -> size. tokens: N action tokens a sample."""
+        super().__init__()
+        self.words = nn.Embedding(words, width)
+        self.word_position = nn.Parameter(0.02 * torch.randn(word_count, width))
+        self.cameras = nn.ModuleDict({f"camera_{name}": Camera(width) for name in cameras})
+        self.numbers = nn.ModuleDict({k: Numbers(n, width, scales) for k, n in numbers.items()})
+        self.slots = nn.Parameter(0.02 * torch.randn(tokens, width))
+        self.start = nn.Parameter(0.02 * torch.randn(width))
+        self.action_tokens = nn.Embedding(bins, width)
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(blocks))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, bins)
+        nn.init.normal_(self.words.weight, std=0.02)
+        nn.init.normal_(self.action_tokens.weight, std=0.02)
+        for block in self.blocks:
+            for layer in (block.attention_out, block.mlp_out):
+                nn.init.normal_(layer.weight, std=0.02 / (2 * blocks) ** 0.5)
+
+    def observe(self, words, images, numbers):
+        """words (B, W) int; images name -> (B, H, W, 3); numbers name -> (B, S) -> the prefix."""
+        parts = [self.words(words) + self.word_position]
+        parts += [
+            encode(images[name.removeprefix("camera_")]) for name, encode in self.cameras.items()
+        ]
+        parts += [encode(numbers[name]) for name, encode in self.numbers.items()]
+        return self._blocks(torch.cat(parts, 1), None)[1]
+
+    def slot_logits(self, prefix, previous, first: int = 0):
+        """Logits of the action tokens from slot ``first`` on.
+
+        previous: (B, L) the token before each slot; column 0 is ignored where ``first`` is 0.
+        Returns (B, L, bins) and the prefix extended by these slots.
+        """
+        x = self.action_tokens(previous)
+        if first == 0:
+            start = self.start.expand(len(x), 1, -1)
+            x = torch.cat([start, x[:, 1:]], 1)
+        x = x + self.slots[first : first + x.shape[1]]
+        x, prefix = self._blocks(x, prefix)
+        return self.head(self.norm(x)), prefix
+
+    def _blocks(self, x, past):
+        length, seen = x.shape[1], 0 if past is None else past[0][0].shape[2]
+        mask = torch.ones(length, seen + length, dtype=torch.bool, device=x.device).tril(seen)
+        cache = []
+        for i, block in enumerate(self.blocks):
+            x, keys_values = block(x, mask, None if past is None else past[i])
+            cache.append(keys_values)
+        return x, cache

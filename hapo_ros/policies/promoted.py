@@ -1,0 +1,39 @@
+"""``current.json``: the checkpoint that is served from now on, also by a restarted policy node."""
+
+import json
+import os
+from pathlib import Path
+
+CURRENT = "current.json"
+
+
+def current(folder: str | Path, after_ns: int = 0) -> str:
+    """The checkpoint that ``folder``'s current.json names; "" where there is none.
+
+    after_ns: one that was written no later than this (ns since the epoch) does not count. Raises
+    ValueError for a file that names no checkpoint.
+    """
+    path = Path(folder) / CURRENT
+    if not path.exists() or path.stat().st_mtime_ns <= after_ns:
+        return ""
+    try:
+        return str(json.loads(path.read_text())["checkpoint"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} does not name a checkpoint ({error!r}). Nothing is served from it. Run `hapo "
+            "promote CHECKPOINT`, or remove the file."
+        ) from error
+
+
+def written_ns(folder: str | Path) -> int:
+    """When current.json was written, ns since the epoch; 0 where there is none."""
+    path = Path(folder) / CURRENT
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def set_current(folder: Path, checkpoint: Path, version: str) -> None:
+    """Name ``checkpoint`` in ``folder``'s current.json, atomically."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{CURRENT}.{os.getpid()}"
+    temporary.write_text(json.dumps({"checkpoint": str(checkpoint), "version": version}) + "\n")
+    temporary.replace(folder / CURRENT)

@@ -1,0 +1,48 @@
+"""Child processes that end with their parent, and are stopped with a deadline."""
+
+import ctypes
+import os
+import signal
+import subprocess
+from collections.abc import Sequence
+
+_PR_SET_PDEATHSIG = 1
+
+
+def start(arguments: Sequence[str], **options) -> subprocess.Popen:
+    """Start a child in a session of its own, so that a terminal's Ctrl-C reaches only the parent.
+
+    The kernel terminates it when the parent dies, however that happens. options: as for Popen.
+    """
+    parent = os.getpid()
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def tie_to_parent():
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it died before the line above
+            os._exit(1)
+
+    return subprocess.Popen(
+        list(arguments), start_new_session=True, preexec_fn=tie_to_parent, **options
+    )
+
+
+def stop(process: subprocess.Popen, grace_s: float) -> int:
+    """SIGTERM, then SIGKILL to the child's whole group after ``grace_s``; returns its exit code."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+    code = process.wait()
+    kill_group(process)  # what it started and left
+    return code
+
+
+def kill_group(process: subprocess.Popen) -> None:
+    """SIGKILL the child and whatever it started in its session."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return

@@ -1,0 +1,129 @@
+"""Many seeds over a few processes: in order, with progress, and never a hang."""
+
+import multiprocessing
+import signal
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing import connection
+from typing import Protocol
+
+from hapo_ros.episodes.writer import EpisodeWriteError
+
+LIMIT_S = 900.0  # longest wait for any worker to finish a seed
+
+
+class WorkerError(RuntimeError):
+    """A seed could not be run; the sentence names it."""
+
+
+class Setup(Protocol):
+    """What a worker does. Picklable; ``start`` is called once in each worker."""
+
+    def start(self) -> Callable[[int], object]:
+        """Build what is expensive; returns the function that runs one seed."""
+
+
+def run_seeds(
+    setup: Setup,
+    seeds: Sequence[int],
+    *,
+    workers: int = 1,
+    progress: Callable[[int, int, object], None] | None = None,
+    limit_s: float = LIMIT_S,
+) -> list:
+    """Run every seed once; returns the results in the order of ``seeds``.
+
+    workers: processes (spawned); 0 runs everything in this one. progress: called here with (done,
+    total, result) after each seed, in the order in which they finish. Raises WorkerError, with
+    every worker ended, where a seed fails, a worker dies, or none finishes one within ``limit_s``.
+    """
+    seeds = [int(seed) for seed in seeds]
+    if len(set(seeds)) != len(seeds):
+        raise ValueError("A seed is named twice; each is run once.")
+    tell = progress or (lambda done, total, result: None)
+    results: dict[int, object] = {}
+
+    def finished(seed: int, result) -> None:
+        results[seed] = result
+        tell(len(results), len(seeds), result)
+
+    if workers == 0:
+        run = setup.start()
+        for seed in seeds:
+            finished(seed, run(seed))
+    elif seeds:
+        _run_spawned(setup, seeds, min(workers, len(seeds)), finished, limit_s)
+    return [results[seed] for seed in seeds]
+
+
+def _run_spawned(setup, seeds, workers, finished, limit_s) -> None:
+    context = multiprocessing.get_context("spawn")
+    waiting = list(reversed(seeds))
+    processes, running = [], {}  # connection -> (process, seed)
+    try:
+        for _ in range(workers):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(setup, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            processes.append(process)
+            running[ours] = process, waiting.pop()
+            ours.send(running[ours][1])
+        while running:
+            ready = connection.wait(list(running), timeout=limit_s)
+            if not ready:
+                late = ", ".join(str(seed) for _, seed in running.values())
+                raise WorkerError(
+                    f"No worker finished within {limit_s:g} s; running were seeds {late}. "
+                    "The run was ended."
+                )
+            for ours in ready:
+                process, seed = running[ours]
+                finished(seed, _receive(ours, process, seed))
+                if waiting:
+                    running[ours] = process, waiting.pop()
+                    ours.send(running[ours][1])
+                else:
+                    del running[ours]
+                    ours.close()
+    finally:
+        for ours in running:
+            ours.close()
+        for process in processes:
+            if running:  # after an error: whatever they are doing is of no use
+                process.terminate()
+            process.join(10)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+
+def _receive(ours, process, seed: int):
+    try:
+        ok, result = ours.recv()
+    except (EOFError, ConnectionError) as error:
+        process.join(10)
+        raise WorkerError(
+            f"The worker that ran seed {seed} died (exit code {process.exitcode}). The run was "
+            "ended. A negative code is a signal: -9 is often too little memory, use fewer workers."
+        ) from error
+    if not ok:
+        raise WorkerError(f"Seed {seed} failed in its worker. The run was ended. {result}")
+    return result
+
+
+def _work(setup, theirs) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    try:
+        seed = theirs.recv()
+        run = None
+        while True:
+            run = run or setup.start()
+            theirs.send((True, run(seed)))
+            seed = theirs.recv()
+    except (EOFError, ConnectionError):
+        return  # the parent has no more work, or is gone
+    except (ValueError, OSError, EpisodeWriteError) as error:
+        theirs.send((False, str(error)))  # a sentence
+    except Exception:
+        theirs.send((False, "\n" + traceback.format_exc()))

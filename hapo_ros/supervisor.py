@@ -1,0 +1,172 @@
+"""Runs the nodes of a deployment where ROS 2's launch is not installed: the same data, by hand."""
+
+import os
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from hapo_ros import processes
+from hapo_ros.deployment import PACKAGE, Deployment, NodeSpec
+
+
+class DeploymentError(Exception):
+    """The deployment cannot run, or not go on; the message is a sentence."""
+
+
+class Supervisor:
+    """Starts, watches, restarts and stops the nodes of one deployment.
+
+    log_folder: where each node's output goes, one file a node; None: to this terminal. say: called
+    with a sentence when something happens. Children live in their own sessions and die with this
+    process.
+    """
+
+    def __init__(
+        self,
+        deployment: Deployment,
+        log_folder: Path | None = None,
+        say: Callable[[str], None] = print,
+    ):
+        self.deployment = deployment
+        self._log_folder = log_folder
+        self._say = say
+        self._children: dict[str, subprocess.Popen] = {}
+        self._starts: dict[str, deque[float]] = {}
+        self._restart_at: dict[str, float] = {}
+        self.done: set[str] = set()  # nodes that ended because their work is done
+
+    def start(self) -> None:
+        """Start every node."""
+        if self._log_folder is not None:
+            self._log_folder.mkdir(parents=True, exist_ok=True)
+        for spec in self.deployment.nodes:
+            executable(spec.executable)  # all of them, or none is started
+        for spec in self.deployment.nodes:
+            self._start(spec)
+
+    def _start(self, spec: NodeSpec) -> None:
+        arguments = [sys.executable, str(executable(spec.executable)), "--ros-args"]
+        arguments += ["-r", f"__node:={spec.name}"]
+        arguments += ["--params-file", str(self.deployment.parameter_file)]
+        for name, value in spec.parameters.items():
+            arguments += ["-p", f"{name}:={_yaml(value)}"]
+        output = None
+        if self._log_folder is not None:
+            output = (self._log_folder / f"{spec.name}.log").open("ab")
+        try:
+            self._children[spec.name] = processes.start(
+                arguments,
+                stdin=None if spec.terminal else subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+        finally:
+            if output is not None:
+                output.close()
+        self._starts.setdefault(spec.name, deque()).append(time.monotonic())
+
+    def watch(self) -> None:
+        """Look after the nodes once; call it often. Raises DeploymentError where the run ends."""
+        now = time.monotonic()
+        for spec in self.deployment.nodes:
+            child = self._children.get(spec.name)
+            if spec.name in self._restart_at:
+                if now >= self._restart_at[spec.name]:
+                    del self._restart_at[spec.name]
+                    self._start(spec)
+                continue
+            if child is None or child.poll() is None:
+                continue
+            del self._children[spec.name]
+            if (spec.done or spec.essential) and child.returncode == 0:
+                self.done.add(spec.name)
+                continue
+            self._react(spec, child.returncode, now)
+
+    def _react(self, spec: NodeSpec, code: int, now: float) -> None:
+        what = f"{spec.name} ended with {_meaning(code)}"
+        if spec.essential:
+            raise DeploymentError(f"{what}. The run ends.{self.last_words(spec.name)}")
+        if spec.restart is None:
+            self._say(f"{what}. The run goes on without it.{self.last_words(spec.name)}")
+            return
+        starts = self._starts[spec.name]
+        while starts and now - starts[0] > spec.restart.within_s:
+            starts.popleft()
+        if len(starts) > spec.restart.times:
+            raise DeploymentError(
+                f"{what}, for the {len(starts)}th time within {spec.restart.within_s:g} s. The run "
+                f"ends.{self.last_words(spec.name)}"
+            )
+        self._say(f"{what}. It is started again.")
+        self._restart_at[spec.name] = now + spec.restart.delay_s
+
+    def run_again(self, spec: NodeSpec) -> None:
+        """Start a node anew whose work was done, with what ``spec`` says now."""
+        self.done.discard(spec.name)
+        nodes = tuple(spec if node.name == spec.name else node for node in self.deployment.nodes)
+        self.deployment = replace(self.deployment, nodes=nodes)
+        self._start(spec)
+
+    def pid(self, name: str) -> int | None:
+        """Process id of a running node."""
+        child = self._children.get(name)
+        return child.pid if child is not None and child.poll() is None else None
+
+    def last_words(self, name: str) -> str:
+        """The end of a node's log, on new lines; empty where it wrote to the terminal."""
+        if self._log_folder is None:
+            return ""
+        path = self._log_folder / f"{name}.log"
+        lines = path.read_text(errors="replace").splitlines()[-8:] if path.exists() else []
+        return "\n" + "\n".join(lines) + f"\n(all of it: {path})"
+
+    def stop(self) -> None:
+        """Stop every node, in order, each with its deadline. A second call does nothing."""
+        self._restart_at.clear()
+        specs = [spec for spec in self.deployment.nodes if spec.name in self._children]
+        for order in sorted({spec.stop_order for spec in specs}):
+            together = [spec for spec in specs if spec.stop_order == order]
+            for spec in together:
+                if self._children[spec.name].poll() is None:
+                    self._children[spec.name].terminate()
+            for spec in together:
+                processes.stop(self._children.pop(spec.name), spec.stop_timeout_s)
+
+    def __enter__(self) -> "Supervisor":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.stop()
+
+
+def executable(name: str) -> Path:
+    """The installed wrapper of a node, as ``ros2 run`` finds it."""
+    prefixes = [*os.environ.get("AMENT_PREFIX_PATH", "").split(os.pathsep), sys.prefix]
+    for prefix in filter(None, prefixes):
+        candidate = Path(prefix) / "lib" / PACKAGE / name
+        if candidate.is_file():
+            return candidate
+    raise DeploymentError(
+        f"The node {name} is not installed. Nothing is started. Run `make setup` (or, on a ROS 2 "
+        "machine, `colcon build`)."
+    )
+
+
+def _yaml(value) -> str:
+    """A parameter value as the command line of a node takes it."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return "'" + value.replace("'", "''") + "'"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(_yaml(item) for item in value) + "]"
+    return str(value)
+
+
+def _meaning(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"

@@ -1,0 +1,532 @@
+"""A deployment as data: which nodes, with what, restarted and stopped how; and the launch file."""
+
+import ast
+import json
+import py_compile
+import runpy
+import sys
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from ruamel.yaml import YAML
+
+from hapo_ros.deployment import ARGUMENTS, Deployment, NodeSpec, Restart, describe, parse
+from hapo_ros.policies import checkpoint
+from hapo_ros.policies.promoted import set_current, written_ns
+from hapo_ros.policies.tiny_vla import Normalisation, TinyVla, TinyVlaConfig
+from hapo_ros.policies.tokenizers import Words
+from hapo_ros.resources import resource
+from hapo_ros.supervisor import _yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+LAUNCH_FILE = ROOT / "launch" / "deploy.launch.py"
+OPERATORS = ("spacemouse", "keyboard", "simulated", "none")
+NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+
+
+def make_checkpoint(folder: Path, cameras: dict, object_state: int) -> Path:
+    config = TinyVlaConfig(cameras, object_state, NAMES, width=16, blocks=1)
+    rng = np.random.default_rng(0)
+    state = rng.normal(size=(20, object_state)).astype(np.float32) if object_state else None
+    normalisation = Normalisation.fit(7, rng.normal(size=(20, 11)).astype(np.float32), state)
+    torch.manual_seed(0)
+    policy = TinyVla(config, normalisation, Words.fit(["lift the cube"]))
+    checkpoint.save(policy, folder, {"method": "none"})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def policy(tmp_path_factory) -> Path:
+    """A checkpoint that sees two cameras of 64 x 64."""
+    folder = tmp_path_factory.mktemp("checkpoints") / "images"
+    return make_checkpoint(folder, {"agentview": (64, 64), "wrist": (64, 64)}, 0)
+
+
+@pytest.fixture(scope="module")
+def state_policy(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoints") / "state"
+    return make_checkpoint(folder, {}, 10)
+
+
+def nodes_of(deployment: Deployment) -> dict[str, NodeSpec]:
+    return {spec.name: spec for spec in deployment.nodes}
+
+
+def deploy(policy: Path, **arguments) -> dict[str, NodeSpec]:
+    return nodes_of(describe({"policy": str(policy), **arguments}))
+
+
+# The whole, once
+
+
+def test_a_deployment_with_a_simulated_operator_in_full(policy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    deployment = describe(
+        {"policy": str(policy), "operator": "simulated", "episodes": "40", "takeovers": "8"}
+    )
+    seen = {"cameras": ["agentview", "wrist"], "object_state": False, "lock_step": True}
+    settings = {"robot": "simulation", "operator": "simulated", "lock_step": "auto"}
+    again = Restart(times=3, within_s=60.0, delay_s=0.2)
+    assert deployment.nodes == (
+        NodeSpec(
+            "recorder",
+            "recorder",
+            seen
+            | {
+                "operator": True,
+                "root": str(tmp_path / "runs/bags"),
+                "settings_json": json.dumps(settings),
+            },
+            restart=again,
+            stop_order=3,
+            stop_timeout_s=15.0,
+        ),
+        NodeSpec(
+            "robosuite_bridge",
+            "robosuite_bridge",
+            seen | {"task": "Lift", "image_size": 64, "tick_readers": 4, "image_readers": 2},
+            essential=True,
+            stop_order=2,
+        ),
+        NodeSpec(
+            "arbiter", "arbiter", {"lock_step": True, "readers": 2}, restart=again, stop_order=1
+        ),
+        NodeSpec(
+            "policy",
+            "policy",
+            {
+                "checkpoint": str(policy),
+                "promoted": str(tmp_path / "runs/checkpoints"),
+                "promoted_after_ns": 0,
+                "readers": 2,
+            },
+            restart=again,
+        ),
+        NodeSpec(
+            "simulated_operator",
+            "simulated_operator",
+            {
+                "task": "Lift",
+                "lock_step": True,
+                "episodes": 40,
+                "takeovers": 8,
+                "first_seed": 1,
+            },
+            restart=again,
+            done=True,
+        ),
+        NodeSpec("optimizer", "optimizer", stop_timeout_s=15.0),
+    )
+    assert deployment.lock_step
+    assert deployment.parameter_file == resource("config/deployment.yaml").resolve()
+    assert deployment.arguments["episodes"] == "40" and deployment.arguments["task"] == "Lift"
+
+
+def test_describing_starts_and_writes_nothing(policy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    describe({"policy": str(policy), "operator": "simulated"})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_arguments_the_shipped_policy_is_deployed_with_a_spacemouse():
+    nodes = nodes_of(describe())
+    assert Path(nodes["policy"].parameters["checkpoint"]) == resource("models/lift_base").resolve()
+    assert "spacemouse" in nodes
+
+
+# Operators
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_every_operator_has_its_node_and_no_other(policy, operator):
+    nodes = deploy(policy, operator=operator)
+    expected = {
+        "spacemouse": {"spacemouse"},
+        "keyboard": {"keyboard"},
+        "simulated": {"simulated_operator"},
+        "none": set(),
+    }[operator]
+    always = {"recorder", "robosuite_bridge", "arbiter", "policy", "optimizer"}
+    assert set(nodes) == always | expected
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_only_without_an_operator_may_the_policy_act_though_no_one_can_take_over(policy, operator):
+    arbiter = deploy(policy, operator=operator)["arbiter"].parameters
+    assert arbiter.get("on_device_lost") == ("continue" if operator == "none" else None)
+
+
+def test_the_keyboard_gets_the_terminal_and_nothing_else_does(policy):
+    for operator in OPERATORS:
+        terminals = [s.name for s in deploy(policy, operator=operator).values() if s.terminal]
+        assert terminals == (["keyboard"] if operator == "keyboard" else [])
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_the_robot_and_the_hand_of_a_person_are_essential_and_nothing_else(policy, operator):
+    essential = {s.name for s in deploy(policy, operator=operator).values() if s.essential}
+    hand = {operator} & {"spacemouse", "keyboard"}
+    assert essential == {"robosuite_bridge"} | hand
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_what_is_restarted_is_not_essential_and_at_most_three_times_a_minute(policy, operator):
+    for spec in deploy(policy, operator=operator).values():
+        if spec.restart is not None:
+            assert not spec.essential
+            assert (spec.restart.times, spec.restart.within_s) == (3, 60.0)
+    restarted = {s.name for s in deploy(policy, operator=operator).values() if s.restart}
+    assert restarted >= {"arbiter", "policy", "recorder"}
+
+
+def test_only_the_simulated_operator_is_ever_done(policy):
+    for operator in OPERATORS:
+        done = [s.name for s in deploy(policy, operator=operator).values() if s.done]
+        assert done == (["simulated_operator"] if operator == "simulated" else [])
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_the_command_stops_before_the_robot_and_the_recorder_last_with_time_to_flush(
+    policy, operator
+):
+    nodes = deploy(policy, operator=operator)
+    order = {name: spec.stop_order for name, spec in nodes.items()}
+    assert order["policy"] < order["arbiter"] < order["robosuite_bridge"] < order["recorder"]
+    for name in {"spacemouse", "keyboard", "simulated_operator"} & set(nodes):
+        assert order[name] < order["arbiter"]
+    longest = max(spec.stop_timeout_s for spec in nodes.values())
+    assert nodes["recorder"].stop_timeout_s == longest >= 15.0
+
+
+def test_the_recorder_starts_first_so_that_it_misses_nothing(policy):
+    assert describe({"policy": str(policy)}).nodes[0].name == "recorder"
+
+
+def test_the_optimizer_is_optional(policy):
+    assert "optimizer" not in deploy(policy, optimizer="false")
+    optimizer = deploy(policy)["optimizer"]
+    assert optimizer.restart is None and not optimizer.essential
+
+
+# Lock-step
+
+
+@pytest.mark.parametrize(
+    ("operator", "lock_step", "expected"),
+    [
+        ("simulated", "auto", True),
+        ("simulated", "true", True),
+        ("simulated", "false", False),
+        ("spacemouse", "auto", False),
+        ("spacemouse", "false", False),
+        ("keyboard", "auto", False),
+        ("none", "auto", False),
+    ],
+)
+def test_lock_step_is_for_a_simulated_operator_and_everyone_is_told_the_same(
+    policy, operator, lock_step, expected
+):
+    deployment = describe({"policy": str(policy), "operator": operator, "lock_step": lock_step})
+    nodes = nodes_of(deployment)
+    assert deployment.lock_step is expected
+    told = {
+        name: s.parameters["lock_step"] for name, s in nodes.items() if "lock_step" in s.parameters
+    }
+    assert told == dict.fromkeys(told, expected)
+    assert {"recorder", "robosuite_bridge", "arbiter"} <= set(told)
+    for name in ("arbiter", "policy"):  # in lock-step nothing may be lost at the beginning
+        assert nodes[name].parameters["readers"] == (2 if expected else 0)
+    readers = 4 if operator == "simulated" else 3
+    assert nodes["robosuite_bridge"].parameters["tick_readers"] == readers
+
+
+@pytest.mark.parametrize("operator", ["spacemouse", "keyboard", "none"])
+def test_lock_step_with_a_person_is_refused_with_a_sentence(policy, operator):
+    with pytest.raises(ValueError, match="lock_step:=true needs operator:=simulated"):
+        describe({"policy": str(policy), "operator": operator, "lock_step": "true"})
+
+
+# What the policy sees
+
+
+def test_cameras_and_image_size_are_those_of_the_checkpoint(policy):
+    nodes = deploy(policy)
+    for name in ("recorder", "robosuite_bridge"):
+        assert nodes[name].parameters["cameras"] == ["agentview", "wrist"]
+        assert nodes[name].parameters["object_state"] is False
+    assert nodes["robosuite_bridge"].parameters["image_size"] == 64
+
+
+def test_a_state_policy_gets_the_object_state_and_no_cameras(state_policy):
+    nodes = deploy(state_policy)
+    for name in ("recorder", "robosuite_bridge"):
+        assert nodes[name].parameters["cameras"] == [""]  # a parameter cannot be an empty list
+        assert nodes[name].parameters["object_state"] is True
+
+
+@pytest.mark.parametrize(
+    "cameras", [{"a": (84, 84), "b": (64, 64)}, {"a": (84, 96)}], ids=["two sizes", "not square"]
+)
+def test_a_checkpoint_that_the_simulation_cannot_render_for_is_refused(policy, tmp_path, cameras):
+    made = make_checkpoint(tmp_path / "policy", {"a": (84, 84)}, 0)
+    config = json.loads((made / "config.json").read_text())
+    config["config"]["cameras"] = cameras
+    (made / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="one square size"):
+        deploy(made)
+
+
+# Bad arguments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "says"),
+    [
+        ({"polcy": "x"}, ValueError, "There is no argument 'polcy'. Nothing is started. Use: task"),
+        ({"operator": "joystick"}, ValueError, "operator:=joystick is not known"),
+        ({"robot": "panda"}, ValueError, "robot:=panda is not known"),
+        ({"lock_step": "yes"}, ValueError, "lock_step:=yes is not known"),
+        ({"optimizer": "True"}, ValueError, "optimizer:=True is not known"),
+        ({"episodes": "ten"}, ValueError, "episodes must be a whole number >= 0, not 'ten'"),
+        ({"episodes": "-1"}, ValueError, "episodes must be a whole number"),
+        ({"takeovers": "1.5"}, ValueError, "takeovers must be a whole number"),
+        ({"first_seed": ""}, ValueError, "first_seed must be a whole number"),
+        ({"config": "nowhere.yaml"}, FileNotFoundError, "no configuration nowhere.yaml"),
+        ({"policy": "nowhere"}, FileNotFoundError, "does not exist"),
+    ],
+    ids=str,
+)
+def test_an_argument_that_cannot_be_used_is_a_sentence(policy, arguments, error, says):
+    with pytest.raises(error) as caught:
+        describe({"policy": str(policy), **arguments})
+    assert says in str(caught.value)
+    assert str(caught.value).endswith(".")
+
+
+def test_a_folder_is_no_configuration(policy, tmp_path):
+    with pytest.raises(FileNotFoundError, match="Nothing is started"):
+        describe({"policy": str(policy), "config": str(tmp_path)})
+
+
+def test_a_folder_that_is_no_checkpoint_is_a_sentence(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
+        deploy(tmp_path)
+
+
+def test_words_become_arguments():
+    assert parse(["task:=Lift", "bags:=/a:=b", "config:="]) == {
+        "task": "Lift",
+        "bags": "/a:=b",
+        "config": "",
+    }
+    assert parse([]) == {}
+
+
+@pytest.mark.parametrize("word", ["task=Lift", "Lift", "--task", ""])
+def test_a_word_that_is_no_argument_is_refused_with_an_example(word):
+    with pytest.raises(ValueError, match="Write name:=value, such as task:=Lift"):
+        parse([word])
+
+
+def test_every_argument_is_described_and_its_default_is_one_of_its_choices():
+    names = [argument.name for argument in ARGUMENTS]
+    assert len(set(names)) == len(names)
+    for argument in ARGUMENTS:
+        assert argument.description.startswith(argument.text) and argument.text
+        assert not argument.choices or argument.default in argument.choices
+
+
+# The nodes behind it
+
+
+def specs_of_all(policy, state_policy) -> list[NodeSpec]:
+    return [
+        spec
+        for checkpoint_folder in (policy, state_policy)
+        for operator in OPERATORS
+        for spec in deploy(checkpoint_folder, operator=operator).values()
+    ]
+
+
+def test_every_executable_is_a_script_and_a_module_with_a_main(policy, state_policy):
+    for name in {spec.executable for spec in specs_of_all(policy, state_policy)}:
+        script = ROOT / "scripts" / "nodes" / name
+        assert f"from hapo_ros.nodes.{name} import main" in script.read_text()
+        module = ast.parse((ROOT / "hapo_ros" / "nodes" / f"{name}.py").read_text())
+        functions = {item.name for item in module.body if isinstance(item, ast.FunctionDef)}
+        assert "main" in functions
+
+
+def declared(node: str) -> dict:
+    parameters = import_module(f"hapo_ros.nodes.{node}").PARAMETERS
+    return {parameter.name: parameter for parameter in parameters}
+
+
+def check_parameters(node: str, given: dict) -> None:
+    known = declared(node)
+    assert set(given) <= set(known), f"{node} does not declare {set(given) - set(known)}"
+    for name, value in given.items():
+        assert type(value) is type(known[name].default), f"{name} of {node}"
+        assert known[name].problem(value) == ""
+
+
+def test_every_parameter_of_a_deployment_is_declared_by_its_node(policy, state_policy):
+    for spec in specs_of_all(policy, state_policy):
+        check_parameters(spec.executable, dict(spec.parameters))
+
+
+def test_every_parameter_of_the_shipped_file_is_declared_by_its_node(policy, state_policy):
+    file = YAML(typ="safe").load(resource("config/deployment.yaml"))
+    assert set(file) <= {spec.name for spec in specs_of_all(policy, state_policy)}
+    for node, section in file.items():
+        assert set(section) == {"ros__parameters"}
+        check_parameters(node, section["ros__parameters"])
+
+
+def test_the_shipped_file_does_not_set_what_the_deployment_decides(policy, state_policy):
+    file = YAML(typ="safe").load(resource("config/deployment.yaml"))
+    for spec in specs_of_all(policy, state_policy):
+        in_file = set(file.get(spec.name, {}).get("ros__parameters", {}))
+        assert in_file & set(spec.parameters) <= {"on_device_lost"}  # operator:=none overrides it
+
+
+# Parameters on a command line
+
+
+def as_yaml(text: str):
+    return YAML(typ="safe").load(text)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [True, False, 0, -3, 40, 0.05, 1e-05, "", "Lift", "true", "12", "1.5", "null", "~", "it's"]
+    + [["agentview", "wrist"], [""], ["it's", "a, b", "[c]"], [1, 2], [True, False]]
+    + ["/a b/c: d #e", '{"robot": "simulation", "lock_step": "auto"}', "back\\slash", "größe"],
+    ids=repr,
+)
+def test_a_parameter_arrives_as_it_was_and_in_its_type(value):
+    arrived = as_yaml(_yaml(value))
+    assert arrived == value and type(arrived) is type(value)
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_categories=("C", "Zl", "Zp"))))
+def test_any_line_of_text_arrives_as_it_was(text):
+    assert as_yaml(_yaml(text)) == text
+
+
+# The launch file, where ROS 2's launch is not installed; test/ros has it for real
+
+
+def test_the_launch_file_compiles(tmp_path):
+    py_compile.compile(str(LAUNCH_FILE), cfile=str(tmp_path / "compiled"), doraise=True)
+
+
+def test_the_launch_file_names_no_argument_and_no_node_of_its_own():
+    tree = ast.parse(LAUNCH_FILE.read_text())
+    texts = {
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    own = {argument.name for argument in ARGUMENTS} - {"policy"}
+    own |= {"arbiter", "policy", "recorder", "robosuite_bridge", "spacemouse", "optimizer"}
+    assert not texts & own
+    imported = {
+        (node.module, name.name)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for name in node.names
+    }
+    assert {("hapo_ros.deployment", "ARGUMENTS"), ("hapo_ros.deployment", "describe")} <= imported
+
+
+class Recorded(SimpleNamespace):
+    """Stands in for a class of launch: keeps what it was made with."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(arguments=arguments, options=options)
+
+    def perform(self, context):
+        return context[self.arguments[0]]
+
+
+@pytest.fixture
+def launch_file(monkeypatch):
+    """The launch file, with stand-ins for launch that only record."""
+    for name, classes in {
+        "launch": ["LaunchDescription"],
+        "launch.actions": [
+            "DeclareLaunchArgument",
+            "EmitEvent",
+            "OpaqueFunction",
+            "RegisterEventHandler",
+        ],
+        "launch.event_handlers": ["OnProcessExit"],
+        "launch.events": ["Shutdown"],
+        "launch.substitutions": ["LaunchConfiguration"],
+        "launch_ros": [],
+        "launch_ros.actions": ["Node"],
+    }.items():
+        module = ModuleType(name)
+        vars(module).update({each: type(each, (Recorded,), {}) for each in classes})
+        monkeypatch.setitem(sys.modules, name, module)
+    return runpy.run_path(str(LAUNCH_FILE))
+
+
+def test_the_launch_file_declares_the_arguments_of_a_deployment(launch_file):
+    (entities,) = launch_file["generate_launch_description"]().arguments
+    declared_arguments = [e for e in entities if type(e).__name__ == "DeclareLaunchArgument"]
+    assert [
+        (e.arguments[0], e.options["default_value"], e.options["description"])
+        for e in declared_arguments
+    ] == [(a.name, a.default, a.description) for a in ARGUMENTS]
+    choices = {e.arguments[0]: e.options["choices"] for e in declared_arguments}
+    assert choices["operator"] == OPERATORS and choices["task"] is None
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_the_launch_file_starts_the_nodes_of_the_deployment(launch_file, policy, operator):
+    arguments = {a.name: a.default for a in ARGUMENTS}
+    arguments |= {"policy": str(policy), "operator": operator}
+    actions = launch_file["start_nodes"](arguments)
+    launched = {a.options["name"]: a for a in actions if type(a).__name__ == "Node"}
+    ending = [
+        handler.options["target_action"].options["name"]
+        for action in actions
+        if type(action).__name__ == "RegisterEventHandler"
+        for handler in action.arguments
+    ]
+    deployment = describe(arguments)
+    assert list(launched) == [spec.name for spec in deployment.nodes]
+    for spec in deployment.nodes:
+        options = launched[spec.name].options
+        assert (options["package"], options["executable"]) == ("hapo_ros", spec.executable)
+        file, parameters = options["parameters"]
+        assert file == str(deployment.parameter_file) and parameters == spec.parameters
+        assert options["respawn"] is (spec.restart is not None and not spec.done)
+        if options["respawn"]:
+            assert options["respawn_max_retries"] == 3 and options["respawn_delay"] > 0
+        assert float(options["sigterm_timeout"]) == spec.stop_timeout_s
+        assert float(options["sigkill_timeout"]) == spec.stop_timeout_s
+        assert (spec.name in ending) is (spec.essential or spec.done)
+
+
+def test_a_promoted_checkpoint_is_served_unless_another_is_asked_for(
+    tmp_path, policy, state_policy
+):
+    """What current.json names is served, and decides what the cameras are."""
+    served = tmp_path / "checkpoints"
+    set_current(served, state_policy, "a version")
+    arguments = {"checkpoints": str(served), "operator": "simulated"}
+    promoted = nodes_of(describe(arguments))
+    assert promoted["policy"].parameters["checkpoint"] == str(state_policy)
+    assert promoted["robosuite_bridge"].parameters["cameras"] == [""]
+    asked_for = nodes_of(describe(arguments | {"policy": str(policy)}))["policy"].parameters
+    assert asked_for["checkpoint"] == str(policy)
+    assert asked_for["promoted_after_ns"] == written_ns(served)

@@ -1,0 +1,120 @@
+"""Episodes at 20 Hz: nothing is lost, and what comes too late is neither executed nor learned."""
+
+import threading
+
+import numpy as np
+import pytest
+from ros_graph import Graph, Probe, nothing_left_running, save_untrained
+
+from hapo_ros import labels, topics
+from hapo_ros.arbitration import Applied, Reason
+from hapo_ros.episodes import EpisodeReader
+from hapo_ros.episodes.contents import load
+
+pytest.importorskip("rclpy")
+pytest.importorskip("hapo_ros.msg", exc_type=ImportError)
+pytest.importorskip("robosuite")
+
+CAMERAS = ("agentview", "wrist")
+LATE_S = 0.08
+# Steps, from the first that a relay passed on, of which it delays the message.
+LATE_ANSWERS, LATE_DECISIONS = range(20, 40), range(60, 80)
+ARGUMENTS = {"operator": "simulated", "lock_step": "false", "episodes": 1}
+
+
+def run(folder, policy, operator, **options):
+    parameters = {"simulated_operator": operator} | options.pop("parameters", {})
+    with nothing_left_running(), Graph(folder, policy, parameters, **ARGUMENTS, **options) as graph:
+        return graph.until_done()[0]
+
+
+def test_in_real_time_with_two_cameras_nothing_is_lost(tmp_path, ros_domain):
+    policy = save_untrained(tmp_path / "policy", cameras=CAMERAS)
+    # It goes on after the task is done, up to the task's horizon: 150 steps, 7.5 s.
+    bag = run(tmp_path, policy, {"patience_steps": 20, "success_steps": 100})
+    reader, recorded = EpisodeReader(bag), load(bag)
+    assert reader.result.lost == {} and reader.result.complete and reader.lost_steps == 0
+    assert len(reader.sequences) >= 149
+    assert sorted(recorded.ticks) == list(range(len(recorded.ticks)))  # no gap
+    for sequence, stamps in recorded.stamps.items():
+        assert set(map(topics.image, CAMERAS)) < stamps.keys()
+        for topic, stamp_ns in stamps.items():
+            have = (topic, stamp_ns) in recorded.states.keys() | recorded.image_stamps
+            assert have, (sequence, topic)
+    stamps_ns = [recorded.ticks[sequence].stamp_ns for sequence in sorted(recorded.ticks)]
+    assert np.median(np.diff(stamps_ns)) == pytest.approx(50e6, rel=0.2)
+    # The device reported from before the first tick on, at rest too.
+    assert decided_for(recorded, Reason.DEVICE_LOST_POLICY, Reason.DEVICE_LOST) == 0
+    assert {labels.POLICY, labels.HUMAN} <= {d.label for d in recorded.decisions.values()}
+
+
+def decided_for(recorded, *reasons) -> int:
+    return sum(decision.reason in reasons for decision in recorded.decisions.values())
+
+
+class Relay:
+    """Passes messages on from one topic to another, those of some steps ``LATE_S`` later.
+
+    delayed: the sequences of those, in order.
+    """
+
+    def __init__(self, probe, topic, source, late):
+        self.late, self.output = late, probe.publisher(topic)
+        self.first, self.delayed = None, []
+        type_ = self.output.msg_type
+        probe.node.create_subscription(type_, source, self.pass_on, 200)
+
+    def pass_on(self, message):
+        self.first = message.sequence if self.first is None else self.first
+        if message.sequence - self.first in self.late:
+            self.delayed.append(message.sequence)
+            threading.Timer(LATE_S, self.output.publish, [message]).start()
+        else:
+            self.output.publish(message)
+
+
+def test_an_action_that_is_80_ms_late_is_never_executed_and_never_learned(tmp_path, ros_domain):
+    from hapo_ros.learning.data import from_readers
+
+    policy = save_untrained(tmp_path / "policy", object_state=10)
+    by_hand = {
+        "policy": ["-r", f"{topics.POLICY_ACTION}:=undelayed/policy"],
+        "arbiter": ["-r", f"{topics.EXECUTED_ACTION}:=undelayed/decision"],
+    }
+    # Only what is late holds the robot here; the operator just watches.
+    parameters = {"arbiter": {"max_policy_failures": 1000, "on_device_lost": "continue"}}
+    operator = {"patience_steps": 10_000}
+    with Probe(ros_domain) as probe:
+        answers = Relay(probe, topics.POLICY_ACTION, "undelayed/policy", LATE_ANSWERS)
+        passed_on = Relay(probe, topics.EXECUTED_ACTION, "undelayed/decision", LATE_DECISIONS)
+        bag = run(tmp_path, policy, operator, parameters=parameters, by_hand=by_hand)
+
+    recorded = load(bag)
+    ticks, decisions = recorded.ticks, recorded.decisions
+    steps = {step.sequence: step for step in EpisodeReader(bag).steps()}
+    late_answers, late_decisions = set(answers.delayed), set(passed_on.delayed)
+    assert len(late_answers) == len(LATE_ANSWERS) and len(late_decisions) == len(LATE_DECISIONS)
+    for sequence in late_answers:
+        assert decisions[sequence].reason is Reason.POLICY_LATE
+        assert decisions[sequence].requested.size == 0
+    late = []
+    for sequence in sorted(late_decisions):
+        # A tick that came late itself, on a machine that is busy, has time for a late decision.
+        if ticks[sequence + 1].stamp_ns - ticks[sequence].stamp_ns < LATE_S * 1e9:
+            assert recorded.outcomes[sequence] == Applied.LATE_HELD
+            late.append(sequence)
+    assert len(late) > len(late_decisions) // 2
+    assert any(decisions[sequence].label == labels.POLICY for sequence in late)  # it decided so
+    for sequence in [*late_answers, *late]:
+        assert steps[sequence].live == steps[sequence].label == labels.NONE
+        assert not steps[sequence].action[:6].any()
+        assert not ticks[sequence + 1].applied_action[:6].any()  # nor did the robot move
+
+    for sequence in late:
+        assert steps[sequence].action[6] == steps[sequence - 1].action[6]
+
+    table = from_readers([EpisodeReader(bag)], drop_unresolved=False)
+    learned = set(table.sequence.tolist())
+    assert not learned & {*late_answers, *late}
+    assert learned == {s for s, step in steps.items() if step.live != labels.NONE}
+    assert learned - late_answers - late_decisions

@@ -1,0 +1,86 @@
+"""The methods' settings, as data."""
+
+import pytest
+
+from hapo_ros.learning.methods import METHODS, method, resolve
+from hapo_ros.learning.updates import OBJECTIVES
+
+
+def test_hapo_is_the_papers():
+    settings = resolve("hapo")
+    assert settings["fractions"] == {"expert": 0.5, "human": 0.25, "undesirable": 0.25}
+    paper = {
+        "lr": 5e-5,
+        "parameters": "lora",
+        "lora_rank": 32,
+        "lora_alpha": 16,
+        "k": 10,
+        "warmup": 10,
+        "beta": 0.1,
+        "beta_d": 1.0,
+        "beta_u": 1.0,
+        "scope": "batch",
+        "scale": "none",
+        "bc_weight": 0.0,
+        "undesirable_floor": None,
+        "z0_max": None,
+        "batch_size": 32,
+        "max_grad_norm": 1.0,
+        "drop_unresolved": True,
+    }
+    assert {key: settings[key] for key in paper} == paper
+    assert not any(settings[f"no_{x}"] for x in ("z0", "reweighting", "gripper_rule"))
+
+
+def test_hapo_anchored_is_hapo_with_a_cloning_term_and_a_floor():
+    anchored = {"bc_weight": 1.0, "undesirable_floor": -5.0}
+    assert resolve("hapo_anchored") == resolve("hapo") | anchored
+
+
+def test_bc_continue_sees_demonstrations_alone_and_has_no_preference_setting():
+    assert resolve("bc_continue")["fractions"] == {"expert": 1.0}
+    with pytest.raises(ValueError, match="has no setting 'beta'"):
+        resolve("bc_continue", {"beta": 1.0})
+    with pytest.raises(ValueError, match="has no setting 'image_shift'"):
+        resolve("hapo", {"image_shift": 4})
+
+
+def test_every_methods_defaults_are_valid_and_its_objective_exists():
+    for name, entry in METHODS.items():
+        assert name == entry.name and set(entry.defaults) <= set(entry.settings)
+        assert entry.objective in OBJECTIVES
+        assert resolve(name)["micro_batch"] == resolve(name)["batch_size"]
+
+
+def test_unknown_names_are_answered_with_the_valid_ones():
+    with pytest.raises(ValueError, match=r"no method 'ppo'.*bc_continue, hapo, hapo_anchored"):
+        method("ppo")
+    with pytest.raises(ValueError, match=r"no setting 'learning_rate'.*lr, max_grad_norm"):
+        resolve("hapo", {"learning_rate": 1e-3})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("lr", 0, "a number > 0"),
+        ("lr", "5e-5", "a number > 0"),
+        ("lr", float("nan"), "a number > 0"),
+        ("steps", 2.5, "a whole number >= 1"),
+        ("steps", True, "a whole number >= 1"),
+        ("no_z0", 1, "true or false"),
+        ("scope", "rank", "one of batch, group"),
+        ("micro_batch", 0, "a whole number >= 1 or none"),
+        ("seed", None, "a whole number >= 0"),
+        ("fractions", {"experts": 1.0}, "there are the groups expert, human, undesirable, policy"),
+        ("fractions", {"expert": 0.5}, "must sum to 1, not 0.5"),
+        ("fractions", {"expert": 1.5, "human": -0.5}, "a number >= 0 and <= 1"),
+    ],
+)
+def test_a_bad_value_is_answered_with_what_is_wanted(name, value, message):
+    with pytest.raises(ValueError, match=message):
+        resolve("hapo", {name: value})
+
+
+def test_whole_numbers_are_numbers_and_a_share_of_0_is_no_group():
+    settings = resolve("hapo", {"lr": 1, "fractions": {"expert": 1, "human": 0}})
+    assert settings["lr"] == 1.0 and settings["fractions"] == {"expert": 1.0}

@@ -1,0 +1,224 @@
+"""The objectives against hand computations in numpy (method.md 1.2, 1.3 and 3)."""
+
+import numpy as np
+import pytest
+import torch
+
+from hapo_ros.learning.objectives import (
+    adaptive_weights,
+    baseline,
+    kto_loss,
+    l1_totals,
+    log_ratio,
+    merge_metrics,
+    mismatched_kl,
+)
+
+DESIRABLE = torch.tensor([True, False, True, False, True, True])
+GRIPPER_OUT = torch.tensor([True, True, False])
+
+
+@pytest.fixture
+def logps():
+    generator = torch.Generator().manual_seed(0)
+    return [-3 * torch.rand(6, 3, generator=generator, dtype=torch.float64) for _ in range(2)]
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def test_loss_is_that_of_equation_2_computed_by_hand(logps):
+    policy, ref = (x.numpy() for x in logps)
+    weights, z0, beta = np.array([0.5, 0.9, 1.0, 0.2, 0.7, 0.3]), 0.3, 0.1
+    expected = []
+    for i in range(6):
+        tokens = slice(0, 3) if DESIRABLE[i] else slice(0, 2)
+        r = (policy[i] - ref[i])[tokens].sum()
+        v = weights[i] * sigmoid(beta * (r - z0) if DESIRABLE[i] else beta * (z0 - r))
+        expected.append(weights[i] - v)
+    baseline_z0 = torch.tensor(z0, dtype=torch.float64)
+    loss, metrics = kto_loss(
+        *logps,
+        DESIRABLE,
+        z0=baseline_z0,
+        beta=beta,
+        weights=torch.tensor(weights),
+        rejected_mask=GRIPPER_OUT,
+    )
+    assert loss.item() == pytest.approx(np.mean(expected), rel=1e-12)
+    desirable = [(policy[i] - ref[i]).sum() for i in range(6) if DESIRABLE[i]]
+    undesirable = [(policy[i] - ref[i])[:2].sum() for i in range(6) if not DESIRABLE[i]]
+    assert metrics["reward_desirable"].item() == pytest.approx(np.mean(desirable))
+    assert metrics["reward_undesirable"].item() == pytest.approx(np.mean(undesirable))
+    assert metrics["margins"].item() == pytest.approx(np.mean(desirable) - np.mean(undesirable))
+    assert metrics["lambda_undesirable"].item() == pytest.approx(0.55)
+
+
+def test_gradient_is_that_of_the_loss(logps):
+    policy, ref = logps
+    policy.requires_grad_()
+
+    def loss(policy_logps):
+        return kto_loss(
+            policy_logps,
+            ref,
+            DESIRABLE,
+            z0=torch.tensor(0.2),
+            beta=0.7,
+            rejected_mask=GRIPPER_OUT,
+            weights=torch.rand(6, dtype=torch.float64, generator=torch.Generator().manual_seed(1)),
+        )[0]
+
+    assert torch.autograd.gradcheck(loss, policy)
+
+
+def test_gripper_token_of_undesirable_samples_has_no_gradient_and_of_desirable_ones_has(logps):
+    policy, ref = logps
+    policy.requires_grad_()
+    loss = kto_loss(policy, ref, DESIRABLE, z0=torch.tensor(0.0), rejected_mask=GRIPPER_OUT)[0]
+    loss.backward()
+    assert (policy.grad[~DESIRABLE, 2] == 0).all() and (policy.grad[DESIRABLE, 2] < 0).all()
+    assert (policy.grad[~DESIRABLE, :2] > 0).all()
+
+
+def test_invalid_tokens_are_never_looked_at(logps):
+    policy, ref = logps
+    mask = torch.ones(6, 3, dtype=torch.bool)
+    mask[:, 2] = False
+    expected = kto_loss(policy[:, :2], ref[:, :2], DESIRABLE, z0=torch.tensor(0.1))[0]
+    policy[:, 2], ref[:, 2] = float("nan"), float("-inf")
+    policy.requires_grad_()
+    loss = kto_loss(policy, ref, DESIRABLE, z0=torch.tensor(0.1), mask=mask)[0]
+    loss.backward()
+    assert loss.item() == pytest.approx(expected.item()) and policy.grad.isfinite().all()
+    assert log_ratio(policy, ref, mask).isfinite().all()
+
+
+def test_an_undesirable_sample_below_the_floor_gives_no_gradient_and_the_same_loss(logps):
+    policy, ref = logps
+    policy[1] -= 10.0
+    policy[2] -= 10.0
+    policy.requires_grad_()
+    plain = kto_loss(policy, ref, DESIRABLE, z0=torch.tensor(0.0))[0]
+    loss = kto_loss(policy, ref, DESIRABLE, z0=torch.tensor(0.0), undesirable_floor=-5.0)[0]
+    loss.backward()
+    assert loss.item() == plain.item()
+    assert (policy.grad[1] == 0).all()
+    assert (policy.grad[3] > 0).all() and (policy.grad[2] < 0).all()
+
+
+def test_loss_is_bounded_and_finite_for_extreme_rewards():
+    policy = torch.tensor([[1e4], [-1e4]], requires_grad=True)
+    loss = kto_loss(policy, torch.zeros(2, 1), torch.tensor([False, True]), z0=torch.tensor(0.0))[0]
+    loss.backward()
+    assert loss.item() == pytest.approx(1.0) and policy.grad.isfinite().all()
+
+
+def test_z0_is_the_mean_over_the_effective_batch_and_never_negative(logps):
+    policy, ref = logps
+    parts = [mismatched_kl(policy[i : i + 2], ref[i : i + 2]) for i in (0, 2, 4)]
+    joined = baseline(*(sum(x) for x in zip(*parts, strict=True)))
+    mean = (policy - ref).sum(1).mean()
+    assert joined.item() == pytest.approx(max(0.0, mean.item()))
+    assert baseline(torch.tensor(-3.0), torch.tensor(2.0)).item() == 0.0
+    assert baseline(torch.tensor(12.0), torch.tensor(2.0)).item() == 6.0  # no clamp at 5
+    assert baseline(torch.tensor(12.0), torch.tensor(2.0), upper=5.0).item() == 5.0
+    assert baseline(torch.tensor(0.0), torch.tensor(0.0)).item() == 0.0
+
+
+def test_z0_has_no_gradient_and_counts_only_samples_with_a_valid_token(logps):
+    policy, ref = logps
+    policy.requires_grad_()
+    mask = torch.ones(6, 3, dtype=torch.bool)
+    mask[0] = False
+    total, count = mismatched_kl(policy, ref, mask)
+    assert not total.requires_grad and count.item() == 5
+    assert total.item() == pytest.approx((policy - ref)[1:].sum().item())
+
+
+def test_weights_are_equations_4_to_6_computed_by_hand():
+    l1 = np.array([0.1, 0.4, 0.0, 0.2, 0.3, 0.5])
+    w = l1 / l1.sum()
+    expected = np.where(DESIRABLE, 1 - np.exp(-2.0 * w), np.exp(-3.0 * w))
+    got = adaptive_weights(torch.tensor(l1), DESIRABLE, beta_d=2.0, beta_u=3.0)
+    np.testing.assert_allclose(got, expected, rtol=1e-12)
+
+
+def test_weights_at_batch_8_are_the_known_ones():
+    l1, desirable = torch.full((8,), 0.3), torch.arange(8) < 6
+    got = adaptive_weights(l1, desirable)
+    assert got[0].item() == pytest.approx(0.1175, abs=1e-4)
+    assert got[7].item() == pytest.approx(0.8825, abs=1e-4)
+
+
+def test_group_scope_and_unit_mean_scale():
+    l1 = torch.tensor([0.1, 0.4, 0.3, 0.2, 0.3, 0.5], dtype=torch.float64)
+    group = adaptive_weights(l1, DESIRABLE, scope="group")
+    assert group[0].item() == pytest.approx(1 - np.exp(-0.1 / 1.2))
+    assert group[1].item() == pytest.approx(np.exp(-0.4 / 0.6))
+    scaled = adaptive_weights(l1, DESIRABLE, scale="unit_mean")
+    assert scaled[0].item() == pytest.approx(1 - np.exp(-0.1 / l1.mean().item()))
+    both = adaptive_weights(l1, DESIRABLE, scope="group", scale="unit_mean")
+    assert both[1].item() == pytest.approx(np.exp(-0.4 / 0.3))
+    twice = adaptive_weights(l1.repeat(2), DESIRABLE.repeat(2), scale="unit_mean")
+    torch.testing.assert_close(twice[:6], scaled)
+
+
+@pytest.mark.parametrize("scope", ["batch", "group"])
+@pytest.mark.parametrize("scale", ["none", "unit_mean"])
+def test_weights_do_not_depend_on_how_the_batch_is_split(scope, scale):
+    l1 = torch.rand(6, generator=torch.Generator().manual_seed(3))
+    decodable = torch.tensor([True, True, False, True, True, True])
+    options = {"scope": scope, "scale": scale}
+    whole = adaptive_weights(l1, DESIRABLE, decodable=decodable, **options)
+    parts = [l1_totals(l1[i], DESIRABLE[i], decodable[i]) for i in (slice(0, 4), slice(4, 6))]
+    total, count = (sum(x) for x in zip(*parts, strict=True))
+    split = [
+        adaptive_weights(
+            l1[i], DESIRABLE[i], decodable=decodable[i], l1_sum=total, l1_count=count, **options
+        )
+        for i in (slice(0, 4), slice(4, 6))
+    ]
+    torch.testing.assert_close(torch.cat(split), whole)
+
+
+def test_undecodable_predictions_weigh_1_and_stay_out_of_the_sum():
+    decodable = torch.tensor([True, True, False, True, True, True])
+    l1 = torch.tensor([0.1, 0.4, float("nan"), 0.2, 0.3, 0.5])
+    got = adaptive_weights(l1, DESIRABLE, decodable=decodable)
+    assert got[2].item() == 1.0
+    without = adaptive_weights(l1[decodable], DESIRABLE[decodable])
+    torch.testing.assert_close(got[decodable], without)
+
+
+def test_no_error_at_all_gives_w_0():
+    got = adaptive_weights(torch.zeros(6), DESIRABLE)
+    torch.testing.assert_close(got, (~DESIRABLE).float())
+
+
+def test_unknown_scope_and_scale_are_named():
+    with pytest.raises(ValueError, match="scope must be batch or group"):
+        adaptive_weights(torch.ones(6), DESIRABLE, scope="rank")
+    with pytest.raises(ValueError, match="scale must be none or unit_mean"):
+        adaptive_weights(torch.ones(6), DESIRABLE, scale="mean")
+    with pytest.raises(ValueError, match="l1_totals"):
+        adaptive_weights(torch.ones(6), DESIRABLE, scope="group", l1_sum=3.0, l1_count=6)
+
+
+def test_kto_is_hapo_with_weights_of_1(logps):
+    z0 = torch.tensor(0.1)
+    kto = kto_loss(*logps, DESIRABLE, z0=z0)[0]
+    hapo = kto_loss(*logps, DESIRABLE, z0=z0, weights=torch.ones(6))[0]
+    assert kto.item() == hapo.item()
+
+
+def test_metrics_of_micro_batches_join_to_those_of_the_batch(logps):
+    policy, ref = logps
+    z0 = torch.tensor(0.1)
+    whole = kto_loss(policy, ref, DESIRABLE, z0=z0)[1]
+    pieces = (slice(0, 1), slice(1, 2), slice(2, 6))
+    parts = [kto_loss(policy[i], ref[i], DESIRABLE[i], z0=z0)[1] for i in pieces]
+    joined = merge_metrics(parts)
+    for key, value in whole.items():
+        assert float(joined[key]) == pytest.approx(float(value)), key

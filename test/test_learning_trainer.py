@@ -1,0 +1,500 @@
+"""The training loop: what must not depend on how it is run, and what it leaves behind."""
+
+import gc
+import itertools
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from hapo_ros import labels
+from hapo_ros.episodes.types import EpisodeInfo, Observation, Step
+from hapo_ros.learning import methods, reference, trainer
+from hapo_ros.learning.data import Episode, build
+from hapo_ros.learning.updates import Cloning, Preference
+from hapo_ros.policies import checkpoint, lora
+from hapo_ros.policies.network import Network
+
+NAMES = ["x", "y", "gripper"]
+SMALL = {"width": 32, "blocks": 1, "batch_size": 16, "lr": 3e-3}
+RIGHT, WRONG = 0.5, -0.5  # of the second dimension, where the policy does not know better
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def episode(name, source, live, actions, states):
+    relabelled = (
+        labels.demonstration(live)
+        if source == "demonstration"
+        else labels.relabel(np.array(live), 4)
+    )
+    pose = np.array([0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0])
+    steps = [
+        Step(
+            t,
+            t,
+            Observation({}, np.zeros(9), pose, states[t]),
+            actions[t].astype(np.float32),
+            np.zeros(0, np.float32),
+            int(live[t]),
+            int(relabelled[t]),
+            "",
+            False,
+            0,
+            0.5,
+        )
+        for t in range(len(live))
+    ]
+    info = EpisodeInfo(name, "toy", "reach it", source, 0, action_space={"names": NAMES})
+    return Episode(info, steps, f"hash of {name}")
+
+
+def episodes(count=6):
+    """Demonstrations act (s, RIGHT or WRONG, 1) for a state s; in deployments the policy does the
+    WRONG for 4 steps and the operator the RIGHT, where s > 0."""
+    rng = np.random.default_rng(0)
+    made = []
+    for i in range(count):
+        s = rng.uniform(-1, 1, 8)
+        second = rng.choice([RIGHT, WRONG], 8)
+        actions = np.stack([s, second, np.ones(8)], 1)
+        states = np.stack([s, s**2], 1)
+        made.append(episode(f"demo{i}", "demonstration", [1] * 8, actions, states))
+        s = rng.uniform(0.2, 1, 8)
+        actions = np.stack([s, np.r_[[WRONG] * 4, [RIGHT] * 4], np.ones(8)], 1)
+        states = np.stack([s, s**2], 1)
+        made.append(episode(f"run{i}", "deployment", [1] * 4 + [2] * 4, actions, states))
+    return made
+
+
+@pytest.fixture(scope="module")
+def table():
+    return build(episodes(), k=4)
+
+
+@pytest.fixture(scope="module")
+def base(table, tmp_path_factory):
+    """A checkpoint, trained a little by behaviour cloning."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("base") / "base"
+    return trainer.train_bc(table, {**SMALL, "k": 4, "steps": 60}, folder)
+
+
+def preference(base, table, moved=True, **settings):
+    """A Preference update on a base that has become surer since the reference was computed: of
+    what everyone does more than of the rest, so that z0 is positive."""
+    resolved = methods.resolve("hapo", {"k": 4, "batch_size": 8, **settings})
+    policy = checkpoint.load(base.checkpoint)
+    policy.network.head.weight.data *= 0.6
+    kept = reference.compute(policy, table, seed=0)
+    if moved:
+        policy.network.head.weight.data /= 0.6
+    return Preference(policy, table, resolved, kept)
+
+
+def gradients(update, rows):
+    update.policy.network.zero_grad()
+    metrics = update.accumulate(np.asarray(rows))
+    return metrics, torch.cat(
+        [p.grad.flatten() for p in update.policy.network.parameters() if p.grad is not None]
+    )
+
+
+ROWS = [0, 1, 12, 13, 8, 9, 28, 60]  # demonstrations, corrections and undesirable steps
+
+
+# What must not depend on how it is run
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"scope": "group"},
+        {"scale": "unit_mean", "l1_prediction": "generate"},
+        {"bc_weight": 1.0, "undesirable_floor": -0.5, "beta": 0.7},
+    ],
+    ids=str,
+)
+def test_8_samples_at_once_are_8_micro_batches_of_1(base, table, options):
+    whole, whole_gradient = gradients(preference(base, table, micro_batch=8, **options), ROWS)
+    assert whole["z0"] > 0.01 and whole["desirable"] == 6
+    for size in (1, 3):
+        split, gradient = gradients(preference(base, table, micro_batch=size, **options), ROWS)
+        torch.testing.assert_close(gradient, whole_gradient, rtol=1e-3, atol=1e-6)
+        for key in whole:
+            assert split[key] == pytest.approx(whole[key], rel=1e-3, abs=1e-6, nan_ok=True), key
+
+
+def test_cloning_is_the_same_in_micro_batches(base, table):
+    results = []
+    for size in (8, 1):
+        settings = methods.resolve("bc_continue", {"batch_size": 8, "micro_batch": size})
+        results.append(gradients(Cloning(checkpoint.load(base.checkpoint), table, settings), ROWS))
+    assert results[0][0]["loss"] == pytest.approx(results[1][0]["loss"], rel=1e-5)
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-3, atol=1e-6)
+
+
+def test_a_kept_reference_is_a_fresh_one(base, table, tmp_path):
+    policy = checkpoint.load(base.checkpoint)
+    fresh = reference.compute(policy, table, seed=3, batch_size=5)
+    for _ in range(2):
+        kept = reference.cached(policy, table, 3, tmp_path)
+        for name in ("logps", "kl_logps"):
+            np.testing.assert_allclose(getattr(kept, name), getattr(fresh, name), atol=1e-5)
+        np.testing.assert_array_equal(kept.partners, fresh.partners)
+    assert [p.name for p in tmp_path.iterdir()] == [f"reference-{fresh.key}.npz"]
+    assert reference.cached(policy, table, 4, tmp_path).key != fresh.key
+
+
+def test_the_reference_is_the_policy_with_its_adapter_off(base, table):
+    policy = checkpoint.load(base.checkpoint)
+    kept = reference.compute(policy, table, seed=0)
+    lora.add_lora(policy, rank=4)
+    for name, parameter in policy.network.named_parameters():
+        if ".lora_B" in name:
+            parameter.data += 0.1
+    with lora.adapter_off(policy):
+        off = reference.compute(policy, table, seed=0)
+    np.testing.assert_allclose(off.logps, kept.logps, atol=1e-5)
+    assert np.abs(reference.compute(policy, table, seed=0).logps - kept.logps).max() > 0.01
+
+
+def test_hapo_without_reweighting_is_kto_with_weights_of_1(base, table):
+    metrics, _ = gradients(preference(base, table, no_reweighting=True), ROWS)
+    assert metrics["lambda_desirable"] == metrics["lambda_undesirable"] == 1.0
+    weighted, _ = gradients(preference(base, table), ROWS)
+    assert weighted["lambda_desirable"] < 0.5 < weighted["lambda_undesirable"]
+
+
+def test_at_the_start_of_a_round_the_loss_is_half_the_mean_weight(base, table):
+    metrics, _ = gradients(preference(base, table, moved=False, no_reweighting=True), ROWS)
+    assert metrics["loss"] == pytest.approx(0.5, abs=1e-5)
+    assert metrics["z0"] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_the_cloning_term_is_the_mean_over_the_desirable_samples(base, table):
+    update = preference(base, table, micro_batch=3, bc_weight=2.0)
+    metrics, _ = gradients(update, ROWS)
+    with torch.no_grad():
+        nll = update.policy.bc_loss(table.batch(ROWS))[table.desirable[ROWS]].mean().item()
+    assert metrics["bc_loss"] == pytest.approx(nll, rel=1e-4)
+    assert metrics["loss"] == pytest.approx(metrics["preference_loss"] + 2.0 * nll, rel=1e-4)
+    without, _ = gradients(preference(base, table, micro_batch=3), ROWS)
+    assert metrics["preference_loss"] == pytest.approx(without["loss"], rel=1e-5)
+
+
+# What the published code gets wrong (method.md 3)
+
+
+def test_z0_is_of_mismatched_actions_on_their_own_prefix_over_the_effective_batch(base, table):
+    update = preference(base, table, micro_batch=2)
+    metrics, _ = gradients(update, ROWS)
+    pairs = update.reference.partners[ROWS]
+    assert (table.episode[pairs] != table.episode[ROWS]).all()
+    with torch.no_grad():
+        mismatched = table.batch(ROWS).with_actions(*table.action_tensors(pairs))
+        logps = update.policy.log_prob(mismatched)[0].numpy()
+    ratios = (logps - update.reference.kl_logps[ROWS]).sum(1)
+    assert metrics["z0"] == pytest.approx(max(0.0, ratios.mean()), rel=1e-4)
+    assert gradients(preference(base, table, no_z0=True), ROWS)[0]["z0"] == 0.0
+    assert gradients(preference(base, table, z0_max=0.01), ROWS)[0]["z0"] == pytest.approx(0.01)
+
+
+def test_the_gripper_rule_is_on_and_can_be_switched_off(base, table):
+    with_rule, without = (
+        gradients(preference(base, table, no_gripper_rule=off), ROWS)[0] for off in (False, True)
+    )
+    assert with_rule["reward_desirable"] == pytest.approx(without["reward_desirable"])
+    assert with_rule["reward_undesirable"] != pytest.approx(without["reward_undesirable"])
+
+
+def test_the_learning_rate_warms_up_and_its_cosine_ends_with_the_last_optimizer_step():
+    rates = [trainer.rate(step, 100, 10) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == 1.0
+    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
+    assert rates[55] == pytest.approx(0.5) and 0 < rates[99] < 0.001
+    assert trainer.rate(0, 1, 0) == 1.0
+
+
+def test_accumulation_changes_neither_the_steps_nor_the_rates_nor_the_weights(
+    base, table, tmp_path
+):
+    settings = {"k": 4, "steps": 5, "batch_size": 8, "warmup": 2, "parameters": "full"}
+    runs = [
+        trainer.optimize(
+            table,
+            base.checkpoint,
+            "hapo",
+            {**settings, "micro_batch": size},
+            tmp_path / f"micro{size}",
+        )
+        for size in (8, 2)
+    ]
+    lines = [[json.loads(line) for line in (run.run / "metrics.jsonl").open()] for run in runs]
+    assert [len(x) for x in lines] == [5, 5]
+    assert [x["lr"] for x in lines[0]] == [x["lr"] for x in lines[1]]
+    assert [x["loss"] for x in lines[0]] == pytest.approx([x["loss"] for x in lines[1]], rel=1e-3)
+    one, other = (checkpoint.load(run.checkpoint).network.state_dict() for run in runs)
+    start = checkpoint.load(base.checkpoint).network.state_dict()
+    assert any((one[key] != start[key]).any() for key in one)
+    for key in one:
+        torch.testing.assert_close(one[key], other[key], rtol=0, atol=2e-5)
+
+
+def test_gradients_are_clipped_to_max_grad_norm(base, table, tmp_path, monkeypatch):
+    norms = []
+    step = torch.optim.AdamW.step
+
+    def recorded(self, *arguments):
+        grads = [p.grad for group in self.param_groups for p in group["params"]]
+        norms.append(float(torch.cat([g.flatten() for g in grads if g is not None]).norm()))
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", recorded)
+    trainer.optimize(
+        table,
+        base.checkpoint,
+        "bc_continue",
+        {"k": 4, "steps": 3, "batch_size": 8, "max_grad_norm": 0.01},
+        tmp_path / "a",
+    )
+    assert len(norms) == 3 and norms == pytest.approx([0.01] * 3, rel=1e-3)
+
+
+def test_lora_needs_no_second_copy_of_the_base_and_leaves_it_as_it_was(base, table, tmp_path):
+    def networks():
+        return sum(type(thing) is Network for thing in gc.get_objects())
+
+    gc.collect()
+    before, alive = networks(), []
+    settings = {"k": 4, "steps": 3, "batch_size": 8, "lr": 1e-2, "warmup": 0}
+    trained = trainer.optimize(
+        table,
+        base.checkpoint,
+        "hapo",
+        settings,
+        tmp_path / "new",
+        progress=lambda _: alive.append(networks()),
+    )
+    assert alive == [before + 1] * 3
+    start = checkpoint.load(base.checkpoint).network.state_dict()
+    end = checkpoint.load(trained.checkpoint).network.state_dict()
+    changed = {key for key in end if not torch.equal(start[key], end[key])}
+    assert changed and all(key.endswith(".weight") for key in changed)
+    assert "action_tokens.weight" not in changed and "head.weight" in changed
+
+
+# That it learns
+
+
+def test_training_lowers_the_loss_and_the_base_does_what_was_shown(base, table):
+    lines = [json.loads(line) for line in (base.run / "metrics.jsonl").open()]
+    assert np.mean([x["loss"] for x in lines[-10:]]) < 0.5 * lines[0]["loss"]
+    policy = checkpoint.load(base.checkpoint)
+    predicted = policy.predict(table.batch(table.groups["expert"]), generate=True)
+    assert (predicted[:, 0, 2] > 0.9).all()
+
+
+def change(base, table, output, method, **settings):
+    """Change of the mean log-probability of the second action token, by group; and the run."""
+    settings = {"k": 4, "steps": 40, "batch_size": 16, "lora_rank": 8, **settings}
+    trained = trainer.optimize(table, base.checkpoint, method, settings, output)
+    with torch.no_grad():
+        after, before = (
+            {
+                name: policy.log_prob(table.batch(rows))[0][:, 1].mean().item()
+                for name, rows in table.groups.items()
+                if len(rows)
+            }
+            for policy in (checkpoint.load(trained.checkpoint), checkpoint.load(base.checkpoint))
+        )
+    return {name: after[name] - before[name] for name in after}, trained
+
+
+@pytest.mark.parametrize("method", ["hapo", "hapo_anchored"])
+def test_what_failed_becomes_less_likely_and_the_correction_more(base, table, tmp_path, method):
+    changed, trained = change(base, table, tmp_path / "new", method, lr=3e-4)
+    assert changed["undesirable"] < -0.3 and changed["human"] > 0.3
+    assert trained.metrics["reward_undesirable"] < 0 < trained.metrics["margins"]
+
+
+def test_the_anchor_keeps_what_was_shown_where_hapo_as_published_loses_it(base, table, tmp_path):
+    published, _ = change(base, table, tmp_path / "a", "hapo", lr=3e-3)
+    anchored, _ = change(base, table, tmp_path / "b", "hapo_anchored", lr=3e-3)
+    assert published["expert"] < -2.0 and anchored["expert"] > -0.5
+    assert published["undesirable"] < -5.0 and -5.0 < anchored["undesirable"] < -0.3
+
+
+def test_the_same_seed_gives_the_same_checkpoint(base, table, tmp_path):
+    settings = {"k": 4, "steps": 4, "batch_size": 8}
+    versions = [
+        trainer.optimize(
+            table, base.checkpoint, "hapo", {**settings, "seed": seed}, tmp_path / str(i)
+        ).version
+        for i, seed in enumerate((1, 1, 2))
+    ]
+    assert versions[0] == versions[1] != versions[2]
+
+
+# What it leaves behind
+
+
+def test_the_provenance_says_where_a_checkpoint_came_from(base, table, tmp_path):
+    settings = {"k": 4, "steps": 2, "batch_size": 8, "micro_batch": 4}
+    trained = trainer.optimize(table, base.checkpoint, "hapo", settings, tmp_path / "new")
+    provenance = checkpoint.read_provenance(trained.checkpoint)
+    assert provenance["method"] == "hapo" and provenance["parent"] == base.version
+    assert provenance["version"] == trained.version != base.version
+    assert provenance["k"] == 4 and provenance["effective_batch"] == 8
+    assert provenance["settings"]["undesirable_floor"] is None
+    assert provenance["batch_composition"] == {"expert": 4, "human": 2, "undesirable": 2}
+    assert provenance["bags"][1]["bag_hash"] == "hash of run0"
+    assert provenance["counts"]["human"] == 24 and provenance["software"]["torch"]
+    assert provenance["metrics"]["bc_loss"] is None and provenance["metrics"]["z0"] >= 0
+    assert list(trained.run.glob("events.out.tfevents.*"))
+
+
+def test_progress_is_told_after_every_step(base, table, tmp_path):
+    told = []
+    trainer.optimize(
+        table,
+        base.checkpoint,
+        "hapo",
+        {"k": 4, "steps": 3, "batch_size": 8},
+        tmp_path / "new",
+        progress=told.append,
+    )
+    assert [report["step"] for report in told] == [1, 2, 3]
+    assert set(told[0]) == {
+        "step",
+        "total",
+        "loss",
+        "reward_desirable",
+        "reward_undesirable",
+        "time_left_s",
+    }
+    assert told[0]["time_left_s"] > 0 and told[-1]["time_left_s"] == 0
+    assert all(math.isfinite(value) for report in told for value in report.values())
+
+
+def test_a_cancelled_run_writes_no_checkpoint(base, table, tmp_path):
+    told = []
+    with pytest.raises(trainer.Cancelled, match="No checkpoint was written"):
+        trainer.optimize(
+            table,
+            base.checkpoint,
+            "hapo",
+            {"k": 4, "batch_size": 8},
+            tmp_path / "new",
+            progress=told.append,
+            cancelled=lambda: len(told) >= 2,
+        )
+    assert len(told) == 2 and not (tmp_path / "new").exists()
+    again = trainer.optimize(
+        table, base.checkpoint, "hapo", {"k": 4, "batch_size": 8, "steps": 1}, tmp_path / "new"
+    )
+    assert again.run.name == "new.run-2"  # the cancelled run's metrics are kept
+
+
+def test_nan_stops_the_run_and_names_the_step_and_the_episodes(base, table, tmp_path, monkeypatch):
+    told = []
+    accumulate = Preference.accumulate
+
+    def poisoned(self, rows):
+        metrics = accumulate(self, rows)
+        if len(told) == 1:
+            next(p for p in self.policy.network.parameters() if p.requires_grad).grad[:] = math.nan
+        return metrics
+
+    monkeypatch.setattr(Preference, "accumulate", poisoned)
+    with pytest.raises(trainer.Diverged, match=r"at step 2\. .*demo\d steps .*no|run\d steps"):
+        trainer.optimize(
+            table,
+            base.checkpoint,
+            "hapo",
+            {"k": 4, "batch_size": 8},
+            tmp_path / "new",
+            progress=told.append,
+        )
+    assert len(told) == 1 and not (tmp_path / "new").exists()
+
+
+def test_what_cannot_work_is_refused_before_anything_is_trained(base, table, tmp_path):
+    def optimize(steps=table, method="hapo", output="new", **settings):
+        trainer.optimize(steps, base.checkpoint, method, {"k": 4, **settings}, tmp_path / output)
+
+    with pytest.raises(FileExistsError, match="nothing was trained"):
+        optimize(output=".")
+    with pytest.raises(ValueError, match="call train_bc"):
+        optimize(method="bc")
+    with pytest.raises(ValueError, match="labelled with K = 4, not 10"):
+        optimize(k=10)
+    demonstrations = build([e for e in episodes() if e.info.source == "demonstration"], k=4)
+    with pytest.raises(ValueError, match="no step for human and undesirable"):
+        optimize(demonstrations)
+    with pytest.raises(ValueError, match="horizon is 1 for the policy and 2 in the episodes"):
+        optimize(build(episodes(), k=4, horizon=2))
+    with pytest.raises(ValueError, match="object state is 2 for the policy and 0"):
+        optimize(build(episodes(), k=4, object_state=False))
+    with pytest.raises(ValueError, match="hold no images"):
+        trainer.train_bc(table, {"k": 4, "inputs": "images"}, tmp_path / "new")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_group_can_be_allowed_and_unbalanced_sampling_asked_for(base, table, tmp_path):
+    settings = {"k": 4, "steps": 1, "batch_size": 8}
+    demonstrations = build([e for e in episodes() if e.info.source == "demonstration"], k=4)
+    trained = trainer.optimize(
+        demonstrations,
+        base.checkpoint,
+        "hapo",
+        {**settings, "allow_missing_group": True},
+        tmp_path / "a",
+    )
+    assert "its share goes to the others: expert 100.0%" in trained.notes[0]
+    trained = trainer.optimize(
+        table, base.checkpoint, "hapo", {**settings, "no_balanced_sampling": True}, tmp_path / "b"
+    )
+    assert checkpoint.read_provenance(trained.checkpoint)["batch_composition"] == {"all": 8}
+
+
+def test_bags_are_opened_read_for_what_the_policy_sees_and_skipped_ones_said(
+    base, tmp_path, monkeypatch
+):
+    asked = []
+
+    def reader(e):
+        def steps(k, images):
+            asked.append((k, images))
+            return e.steps
+
+        return SimpleNamespace(
+            info=e.info,
+            bag_hash=e.bag_hash,
+            review_hash="",
+            steps=steps,
+            result=SimpleNamespace(outcome=e.outcome),
+        )
+
+    skipped = SimpleNamespace(reason="broken is no bag.")
+    monkeypatch.setattr(
+        "hapo_ros.episodes.open_episodes",
+        lambda paths: ([reader(e) for e in episodes()], [skipped]),
+        raising=False,
+    )
+    trained = trainer.optimize(
+        ["bags"], base.checkpoint, "hapo", {"k": 4, "steps": 1, "batch_size": 8}, tmp_path / "new"
+    )
+    assert set(asked) == {(4, False)} and trained.notes == ["Skipped: broken is no bag."]
+    again = trainer.train_bc("bags", {**SMALL, "k": 4, "steps": 1}, tmp_path / "base")
+    assert checkpoint.load(again.checkpoint).object_state == 2

@@ -1,0 +1,614 @@
+"""The nodes one at a time, as processes: how they start, refuse, decide and end."""
+
+import ast
+import json
+import signal
+import time
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ros_graph import Probe, nothing_left_running, save_untrained, start_node, wait_for
+
+import hapo_ros
+from hapo_ros import labels, topics
+from hapo_ros.arbitration import Applied, Authority, Event, PolicyCommand, Reason, Tick
+from hapo_ros.episodes import EpisodeInfo, messages
+from hapo_ros.episodes.interfaces import OWN_PACKAGE, bag_types, from_cdr, interface_folder, to_cdr
+
+pytest.importorskip("rclpy")
+pytest.importorskip("hapo_ros.msg", exc_type=ImportError)
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+NODES = sorted(path.name for path in (CHECKOUT / "scripts" / "nodes").iterdir())
+VERSION = "1234"
+
+
+@pytest.fixture(autouse=True)
+def no_node_is_left():
+    with nothing_left_running():
+        yield
+
+
+@pytest.fixture
+def probe(ros_domain):
+    with Probe(ros_domain) as probe:
+        yield probe
+
+
+@pytest.fixture
+def start(tmp_path, ros_domain):
+    """Starts nodes; they have ended well when the test ends, unless it ended them itself."""
+    started = []
+
+    def start(name, *ros_arguments, **parameters):
+        log = tmp_path / f"{name}-{len(started)}.log"
+        process = start_node(name, log, *ros_arguments, **parameters)
+        process.log = log
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(20)
+            assert process.returncode == 0, process.log.read_text()
+        assert "Traceback" not in process.log.read_text(), process.log.read_text()
+
+
+# Starting and ending
+
+
+@pytest.mark.parametrize(
+    ("node", "parameters", "said"),
+    [
+        ("arbiter", {"policy_deadline_s": 9.0}, "policy_deadline_s"),
+        ("arbiter", {"policy_deadline_s": 1}, "policy_deadline_s"),
+        ("arbiter", {"handback": "sometimes"}, "handback must be one of button, release, deadman"),
+        ("arbiter", {"release_threshold": 0.5}, "release_threshold < takeover_threshold"),
+        ("arbiter", {"gripper_button": 1}, "two buttons have the same number"),
+        ("recorder", {"min_free_mib": -1}, "min_free_mib"),
+        ("recorder", {"settings_json": "'{'"}, "settings_json is not JSON"),
+        ("recorder", {"root": "/proc/nowhere"}, "cannot be used for episodes"),
+        ("robosuite_bridge", {"task": "Juggle"}, "There is no task 'Juggle'"),
+        ("robosuite_bridge", {"cameras": "[behind]"}, "has no camera behind"),
+        ("simulated_operator", {"source": "hearsay"}, "source must be one of"),
+        ("policy", {"checkpoint": "/nowhere"}, "/nowhere does not exist"),
+        ("policy", {}, "The policy does not start"),
+        ("optimizer", {"niceness": 99}, "niceness"),
+    ],
+)
+def test_what_cannot_be_used_stops_a_node_at_its_start_with_a_sentence(
+    start, tmp_path, monkeypatch, node, parameters, said
+):
+    if node == "robosuite_bridge":
+        pytest.importorskip("robosuite")
+    monkeypatch.chdir(tmp_path)
+    process = start(node, **parameters)
+    assert process.wait(60) == 1
+    log = process.log.read_text()
+    assert said in log and log.count("\n") <= 3, log
+
+
+def test_a_second_node_of_the_same_name_ends_at_once_and_names_the_first(start, probe):
+    first = start("arbiter")
+    executed = probe.listen(topics.EXECUTED_ACTION)
+    wait_for(lambda: executed)
+    second = start("arbiter")
+    assert second.wait(20) == 1
+    log = second.log.read_text()
+    assert "/arbiter is already running" in log and f"process {first.pid}" in log
+    heard = len(executed)
+    wait_for(lambda: len(executed) > heard + 5)
+    assert first.poll() is None
+
+
+def test_a_node_whose_predecessor_was_killed_starts(start, probe):
+    executed = probe.listen(topics.EXECUTED_ACTION)
+    first = start("arbiter")
+    wait_for(lambda: executed)
+    first.kill()
+    first.wait()
+    heard = len(executed)
+    start("arbiter")
+    wait_for(lambda: len(executed) > heard + 5)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_node_that_is_still_loading_ends_on_a_signal(start, tmp_path, number):
+    policy = save_untrained(tmp_path / "policy", object_state=10)
+    process = start("policy", checkpoint=policy)
+
+    def handles() -> bool:
+        """Whether the signal is caught by now: bit number - 1 of SigCgt."""
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        mask = int(next(line for line in status.splitlines() if "SigCgt" in line).split()[1], 16)
+        return mask >> (signal.SIGTERM - 1) & 1
+
+    wait_for(handles)
+    process.send_signal(number)
+    process.send_signal(number)
+    assert process.wait(10) == 0
+    assert "Serving" not in process.log.read_text()
+
+
+# Code and descriptions
+
+
+def test_no_node_takes_a_name_that_rclpys_node_has_for_something_else(ros_domain):
+    with Probe(ros_domain) as probe:
+        taken = {name for name in {*vars(probe.node), *dir(type(probe.node))} if name != "__init__"}
+    for path in sorted(Path(hapo_ros.__file__).parent.joinpath("nodes").glob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and any("Node" in ast.dump(b) for b in node.bases):
+                used = {n.name for n in ast.walk(node) if isinstance(n, ast.FunctionDef)}
+                used |= {
+                    n.attr
+                    for n in ast.walk(node)
+                    if isinstance(n, ast.Attribute)
+                    and isinstance(n.ctx, ast.Store)
+                    and isinstance(n.value, ast.Name)
+                    and n.value.id == "self"
+                }
+                assert not used & taken, (path.name, used & taken)
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_every_parameter_says_what_it_is_in_which_unit_and_range(name):
+    for parameter in import_module(f"hapo_ros.nodes.{name}").PARAMETERS:
+        assert parameter.text and parameter.text[0].isupper(), parameter
+        assert not parameter.problem(parameter.default), parameter
+        number = isinstance(parameter.default, int | float)
+        if number and not isinstance(parameter.default, bool):
+            assert parameter.minimum is not None and parameter.maximum is not None, parameter
+        for suffix, unit in (("_s", "s"), ("_hz", "Hz"), ("_m", "m"), ("_m_s", "m/s")):
+            if parameter.name.endswith(suffix) and not parameter.name.endswith(
+                "_m_s"[: -len(suffix)]
+            ):
+                assert parameter.unit == unit or suffix in ("_s", "_m"), parameter
+
+
+# Messages
+
+
+def plain(value):
+    """A message of either kind, as comparable data."""
+    names = getattr(value, "__dataclass_fields__", None)
+    if names is None and hasattr(value, "get_fields_and_field_types"):
+        names = value.get_fields_and_field_types()
+    if names is not None:  # fields are lower case, constants are not
+        return {name: plain(getattr(value, name)) for name in names if name[0].islower()}
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def example(types, type_name: str):
+    """A message with something in every field, of the classes in ``types``."""
+    rng = np.random.default_rng(0)
+    info = EpisodeInfo("ep", "Lift", "lift the cube", "deployment", seed=7)
+    action = rng.normal(size=7).astype(np.float32)
+    tick = Tick("ep", 3, 5_000_000_007, 2, Applied.APPLIED, action, Authority.HUMAN, 4, False, True)
+    command = PolicyCommand("ep", 3, 4, VERSION, rng.normal(size=(2, 7)), 0.5, 0.25)
+    from hapo_ros.arbitration import Decision
+
+    decision = Decision(
+        "ep", 3, action, action[:0], labels.NONE, Authority.HOLD, Reason.POLICY_LATE, 4
+    )
+    status = {"episode_id": "ep", "sequence": 3, "labels": (0, 1, 2, 2**32 - 1)}
+    build = {
+        "ObservationTick": partial(messages.tick_message, tick=tick, stamps={"a": 5, "b": 6}),
+        "PolicyAction": partial(messages.policy_action_message, command=command, stamp_ns=7),
+        "ExecutedAction": partial(messages.executed_action_message, decision=decision, stamp_ns=7),
+        "AuthorityStatus": partial(
+            messages.authority_status_message,
+            stamp_ns=7,
+            authority=Authority.HOLD,
+            reason=Reason.POLICY_LATE,
+            **status,
+        ),
+        "EpisodeState": partial(
+            messages.episode_state_message, stamp_ns=7, state=2, info=info, text="Wörter, 語"
+        ),
+        "StateVector": partial(
+            messages.state_vector_message, names=["a", "bc"], values=[1.5, -0.0], stamp_ns=7
+        ),
+    }
+    return build[type_name.rsplit("/", 1)[1]](types)
+
+
+OWN = [f"{OWN_PACKAGE}/msg/{p.stem}" for p in sorted(interface_folder("msg").glob("*.msg"))]
+
+
+@pytest.mark.parametrize("type_name", OWN)
+def test_own_messages_are_the_same_to_ros_and_to_the_bags(type_name):
+    from rclpy.serialization import deserialize_message, serialize_message
+
+    from hapo_ros.nodes.common import message_class, ros_types
+
+    ours, theirs = example(bag_types(), type_name), example(ros_types(), type_name)
+    assert plain(ours) == plain(theirs)
+    by_ros, by_us = serialize_message(theirs), to_cdr(ours, type_name)
+    assert plain(from_cdr(by_ros, type_name)) == plain(ours)
+    assert plain(deserialize_message(by_us, message_class(type_name))) == plain(theirs)
+    assert 0 <= len(by_ros) - len(by_us) < 8  # ROS pads the end, to whole words
+
+
+def test_own_messages_arrive_raw_as_they_are_read_from_a_bag(probe):
+    from hapo_ros.nodes.common import ros_types
+
+    names = {type_name: name for name, type_name in topics.TYPES.items() if type_name in OWN}
+    assert set(names) == set(OWN)
+    heard = {type_name: probe.listen(name, raw=True) for type_name, name in names.items()}
+    publishers = {type_name: probe.publisher(name) for type_name, name in names.items()}
+    wait_for(lambda: all(p.get_subscription_count() for p in publishers.values()))
+    for type_name, publisher in publishers.items():
+        publisher.publish(example(ros_types(), type_name))
+    wait_for(lambda: all(heard.values()))
+    for type_name, (data, *_) in heard.items():
+        assert plain(from_cdr(data, type_name)) == plain(example(bag_types(), type_name))
+
+
+# The recorder
+
+
+def ready_to_record(probe, cameras, but=()):
+    """Publishes what a deployment publishes, without the topics in ``but``."""
+    from std_msgs.msg import String
+
+    info = {
+        "task": "Lift",
+        "instruction": "lift the cube",
+        "cameras": {camera: [84, 84] for camera in cameras},
+        "object_state": [],
+        "action_space": {},
+    }
+    publishers = {
+        name: probe.publisher(name, type_name)
+        for name, type_name in topics.recorded(cameras, False).items()
+        if name not in but
+    }
+    publishers[topics.OBSERVATION_INFO] = probe.publisher(topics.OBSERVATION_INFO)
+    publishers[topics.OBSERVATION_INFO].publish(String(data=json.dumps(info)))
+    return publishers
+
+
+def called(probe, type_, name, **fields):
+    client = probe.node.create_client(type_, name)
+    wait_for(client.service_is_ready)
+    future = client.call_async(type_.Request(**fields))
+    wait_for(future.done)
+    return future.result()
+
+
+def test_an_episode_without_one_of_its_cameras_is_refused_and_the_topic_named(
+    start, probe, tmp_path
+):
+    from hapo_ros.srv import StartEpisode
+
+    start("recorder", root=tmp_path / "bags", cameras="[agentview,wrist]")
+    silent = topics.image("wrist")
+    publishers = ready_to_record(probe, ("agentview", "wrist"), but=[silent])
+    wait_for(lambda: all(p.get_subscription_count() for p in publishers.values()))
+    ask = partial(called, probe, StartEpisode, topics.START_EPISODE, task="Lift")
+    replies = []
+
+    def only_one_is_missing():
+        replies.append(ask(source="deployment"))
+        return replies[-1].text.count("observation/") == 1
+
+    wait_for(only_one_is_missing)
+    assert not replies[-1].ok and f"No one publishes {silent}." in replies[-1].text
+    assert not list((tmp_path / "bags").iterdir())
+    probe.publisher(silent, "sensor_msgs/msg/Image")
+    wait_for(lambda: ask(source="deployment").ok)
+
+
+def test_a_full_disk_refuses_an_episode(start, probe, tmp_path):
+    from hapo_ros.srv import StartEpisode
+
+    start("recorder", root=tmp_path / "bags", cameras="['']", min_free_mib=1 << 20)
+    publishers = ready_to_record(probe, ())
+    wait_for(lambda: all(p.get_subscription_count() for p in publishers.values()))
+    ask = partial(called, probe, StartEpisode, topics.START_EPISODE, task="Lift")
+    wait_for(lambda: "MiB are needed" in ask(source="deployment").text)
+    assert not list((tmp_path / "bags").iterdir())
+
+
+def test_an_episode_that_misses_an_image_counts_it_and_closes_in_time(start, probe, tmp_path):
+    from hapo_ros.episodes import EpisodeReader, Observation
+    from hapo_ros.nodes.common import ros_types
+    from hapo_ros.srv import EndEpisode, StartEpisode
+
+    start("recorder", root=tmp_path / "bags", cameras="[agentview]", lock_step="false")
+    publishers = ready_to_record(probe, ("agentview",))
+    wait_for(lambda: all(p.get_subscription_count() for p in publishers.values()))
+    ask = partial(called, probe, StartEpisode, topics.START_EPISODE, task="Lift")
+    replies = []
+    wait_for(lambda: replies.append(ask(source="deployment", episode_id="ep")) or replies[-1].ok)
+    observation = Observation({"agentview": np.zeros((84, 84, 3), np.uint8)}, np.zeros(9), POSE)
+
+    def observe(sequence, applied=-1, without=(), episode_id="ep"):
+        tick = Tick(episode_id, sequence, (sequence + 1) * 50_000_000, applied, Applied.APPLIED)
+        for name, message in messages.observation_messages(ros_types(), observation, tick).items():
+            if name not in without:
+                publishers[name].publish(message)
+
+    observe(150, applied=149, episode_id="the one before")  # its last, late: not of this episode
+    for sequence in range(4):
+        image = topics.image("agentview")
+        observe(sequence, applied=sequence - 1, without=[image] if sequence == 2 else [])
+        if sequence < 3:
+            publishers[topics.EXECUTED_ACTION].publish(decision_message(sequence))
+            publishers[topics.EXECUTED_ACTION].publish(decision_message(sequence))  # sent again
+    # Two arbiters, of two minds.
+    publishers[topics.EXECUTED_ACTION].publish(decision_message(1, x=-0.5))
+    began_s = time.monotonic()
+    ended = called(
+        probe, EndEpisode, topics.END_EPISODE, episode_id="ep", outcome="success", last_sequence=3
+    )
+    assert ended.ok and time.monotonic() - began_s < 2.0
+    reader = EpisodeReader(ended.bag)
+    assert reader.result.lost == {image: 1} and reader.lost_steps == 1
+    assert reader.counts[topics.EXECUTED_ACTION] == 4
+    assert reader.counts[topics.OBSERVATION_TICK] == 4
+    assert dict(zip(reader.sequences.tolist(), reader.live.tolist(), strict=True)) == {
+        0: labels.POLICY,
+        1: labels.NONE,  # ambiguous
+    }
+
+
+POSE = np.array([0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0])
+
+
+def decision_message(sequence: int, x: float = 0.5):
+    from hapo_ros.arbitration import Decision
+    from hapo_ros.nodes.common import ros_types
+
+    action = np.array([x, 0, 0, 0, 0, 0, -1], np.float32)
+    policy = (labels.POLICY, Authority.POLICY, Reason.POLICY_ACTS)
+    decision = Decision("ep", sequence, action, action, *policy, epoch=0, policy_version=VERSION)
+    return messages.executed_action_message(ros_types(), decision, (sequence + 1) * 50_000_000)
+
+
+# The arbiter
+
+
+class Around:
+    """What is around an arbiter, by hand: recorder, robot, policy and device."""
+
+    PERIOD_NS = 50_000_000
+
+    def __init__(self, probe):
+        from hapo_ros.nodes.common import ros_types
+
+        self.types, self.probe = ros_types(), probe
+        names = (topics.EPISODE_STATE, topics.OBSERVATION_TICK, topics.POLICY_ACTION)
+        self.publishers = {
+            name: probe.publisher(name) for name in (*names, topics.JOY, topics.TWIST)
+        }
+        self.executed = probe.listen(topics.EXECUTED_ACTION)
+        self.status = probe.listen(topics.AUTHORITY_STATUS)
+        wait_for(lambda: self.executed and self.status)
+        wait_for(lambda: all(p.get_subscription_count() for p in self.publishers.values()))
+
+    def episode(self, episode_id="ep", state=2):
+        info = EpisodeInfo(episode_id, "Lift", "lift the cube", "deployment", seed=1)
+        message = messages.episode_state_message(self.types, 0, state, info)
+        self.publishers[topics.EPISODE_STATE].publish(message)
+
+    def tick(self, sequence, episode_id="ep", epoch=0):
+        tick = Tick(episode_id, sequence, (sequence + 1) * self.PERIOD_NS, epoch=epoch)
+        message = messages.tick_message(self.types, tick, {})
+        self.publishers[topics.OBSERVATION_TICK].publish(message)
+
+    def answer(self, sequence, x=0.5, episode_id="ep", epoch=0, length=7):
+        actions = np.array([[x, 0, 0, 0, 0, 0, -1]], np.float32)[:, :length]
+        command = PolicyCommand(episode_id, sequence, epoch, VERSION, actions)
+        message = messages.policy_action_message(self.types, command, 0)
+        self.publishers[topics.POLICY_ACTION].publish(message)
+
+    def device(self, x=0.0, buttons=(0, 0)):
+        axes = np.array([x, 0, 0, 0, 0, 0], np.float32)
+        built = messages.operator_messages(
+            self.types, axes, buttons, axes.astype(np.float64), time.time_ns()
+        )
+        for name, message in built.items():
+            self.publishers[name].publish(message)
+
+    def decided(self, sequence, episode_id="ep"):
+        """Wait for the decision of a tick; returns it."""
+
+        def found():
+            return [
+                m
+                for m in self.executed
+                if m.tick and (m.episode_id, m.sequence) == (episode_id, sequence)
+            ]
+
+        return wait_for(found)[0]
+
+    def policy_step(self, sequence, x=0.5):
+        self.tick(sequence)
+        self.answer(sequence, x)
+        return self.decided(sequence)
+
+    def begin(self, **known):
+        self.episode(**known)
+        first = self.policy_step(0)
+        assert first.label == labels.POLICY and first.policy_version == VERSION
+
+
+@pytest.fixture
+def around(start, probe, request):
+    """An arbiter that waits long enough for this test, and its surroundings."""
+    limits = {"policy_deadline_s": 0.5, "tick_timeout_s": 2.0, "device_timeout_s": 5.0}
+    start("arbiter", on_device_lost="continue", **(limits | getattr(request, "param", {})))
+    return Around(probe)
+
+
+def test_the_arbiter_takes_old_repeated_and_foreign_messages_for_what_they_are(around):
+    around.begin()
+    decided = [around.policy_step(sequence, x=0.1 * sequence) for sequence in range(1, 6)]
+    assert [m.action[0] for m in decided] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
+    heard = len(around.executed)
+    around.tick(3)  # old
+    around.tick(0)
+    around.answer(3, x=1.0)
+    around.tick(7, episode_id="another")
+    around.tick(5)  # repeated: the same answer again
+    wait_for(lambda: len(around.executed) > heard)
+    assert around.executed[-1] == decided[-1]
+    around.tick(6)
+    around.answer(4, x=1.0)  # the answer to another tick
+    around.answer(6, epoch=9)  # of another epoch
+    late = around.decided(6)  # at the deadline
+    assert late.label == labels.NONE and late.reason == Reason.POLICY_LATE
+    assert not np.any(late.action[:6]) and late.action[6] == -1 and not len(late.requested)
+    assert around.policy_step(7).label == labels.POLICY
+    ticks = [(m.episode_id, m.sequence) for m in around.executed if m.tick]
+    assert ticks == [("ep", s) for s in (0, 1, 2, 3, 4, 5, 5, 6, 7)]
+
+
+def test_an_action_that_cannot_be_executed_is_refused_whole_and_one_too_large_is_scaled(around):
+    around.begin()
+    for sequence, wrong in ((1, {"x": np.nan}), (2, {"x": np.inf}), (3, {"length": 6})):
+        around.tick(sequence)
+        around.answer(sequence, **wrong)
+        refused = around.decided(sequence)
+        assert refused.label == labels.NONE and refused.reason == Reason.POLICY_INVALID
+        assert not np.any(refused.action[:6])
+    large = around.policy_step(4, x=3.0)
+    assert large.limited and large.action[0] == 1.0 and large.requested[0] == 3.0
+    assert large.label == labels.POLICY
+
+
+def test_an_episode_begins_with_its_first_tick_however_late_the_recorders_word_is(around):
+    around.tick(0)
+    around.tick(1)  # the robot goes on; still nobody told the arbiter that an episode runs
+    around.answer(0)
+    around.episode()
+    first = around.decided(0)
+    assert first.label == labels.POLICY and first.authority == Authority.POLICY
+    around.tick(2)
+    around.answer(2)
+    assert around.decided(2).reason == Reason.POLICY_ACTS
+
+
+def test_an_episode_that_follows_at_once_is_not_mixed_up_with_the_last_tick_of_the_other(around):
+    around.begin()
+    around.episode(state=4)
+    around.tick(1)  # sent before the robot heard of the end
+    around.episode("next")
+    around.tick(0, "next")
+    around.answer(0, episode_id="next")
+    assert around.decided(0, "next").reason == Reason.POLICY_ACTS
+    around.tick(1, "next")
+    around.answer(1, episode_id="next")
+    assert around.decided(1, "next").reason == Reason.POLICY_ACTS
+    assert not [m for m in around.executed if m.tick and (m.episode_id, m.sequence) == ("ep", 1)]
+
+
+def test_an_arbiter_that_joins_a_running_episode_holds_until_a_human_resumes(around):
+    from hapo_ros.srv import RequestAuthority
+
+    around.episode()
+    around.tick(40, epoch=3)
+    around.answer(40, epoch=3)
+    joined = around.decided(40)
+    assert (joined.authority, joined.reason) == (Authority.HOLD, Reason.RESTARTED)
+    asked = called(
+        around.probe, RequestAuthority, topics.REQUEST_AUTHORITY, event=int(Event.RESUME)
+    )
+    assert asked.ok
+    around.tick(41, epoch=joined.epoch)
+    resumed = around.decided(41)
+    assert resumed.authority == Authority.POLICY and resumed.label == labels.NONE
+    around.tick(42, epoch=resumed.epoch)
+    around.answer(42, epoch=resumed.epoch)
+    assert around.decided(42).label == labels.POLICY
+
+
+@pytest.mark.parametrize("around", [{"tick_timeout_s": 0.6}], indirect=True)
+def test_a_human_moves_the_arm_though_the_ticks_have_stopped_and_that_is_no_data(around):
+    around.begin()
+    around.device()
+    assert around.policy_step(1).label == labels.POLICY
+    around.device(x=0.6)
+    around.tick(2)
+    taken = around.decided(2)
+    assert (taken.authority, taken.label) == (Authority.HUMAN, labels.HUMAN)
+    assert taken.action[0] == pytest.approx(0.6)
+
+    # The cameras died; nobody sends a tick of this episode any more.
+    def moved(x):
+        around.device(x)
+        around.tick(99, episode_id="")
+        last = around.executed[-1]
+        return not last.tick and last.action[0] == pytest.approx(x)
+
+    wait_for(lambda: moved(0.4))
+    last = around.executed[-1]
+    assert (last.authority, last.label) == (Authority.HUMAN, labels.NONE)
+    wait_for(lambda: moved(-0.3))
+    around.device(x=0.0, buttons=(0, 1))
+    wait_for(lambda: around.executed[-1].authority != Authority.HUMAN)
+    wait_for(lambda: not np.any(around.executed[-1].action[:6]))
+
+
+def test_the_last_word_of_an_arbiter_is_a_hold(start, probe):
+    process = start("arbiter", on_device_lost="continue", policy_deadline_s=0.5)
+    around = Around(probe)
+    around.begin()
+    assert np.any(around.executed[-1].action[:6])
+    process.terminate()
+    assert process.wait(10) == 0
+    wait_for(lambda: not around.executed[-1].tick)
+    last = around.executed[-1]
+    assert last.authority == Authority.HOLD and not np.any(last.action[:6])
+    assert last.action[6] == -1.0
+    wait_for(lambda: around.status[-1].reason == Reason.NO_EPISODE)
+
+
+def test_status_tells_the_end_of_an_episode_at_once(around):
+    around.begin()
+    wait_for(lambda: around.status[-1].authority == Authority.POLICY)
+    around.episode(state=3)
+    wait_for(lambda: around.status[-1].reason == Reason.NO_EPISODE)
+    assert around.status[-1].authority == Authority.HOLD and around.status[-1].episode_id == ""
+
+
+# The gateway
+
+
+def test_the_gateway_answers_every_line_and_ends_with_its_input(ros_domain):
+    import subprocess
+    import sys
+
+    from hapo_ros.supervisor import executable
+
+    arguments = [sys.executable, str(executable("gateway")), "--ros-args"]
+    arguments += ["-p", "server_timeout_s:=0.1"]
+    lines = [
+        "no json",
+        json.dumps({"id": 1, "call": "dance"}),
+        json.dumps({"id": 2, "call": "start_episode", "speed": 3}),
+        json.dumps({"id": 3, "call": "start_episode", "seed": "one"}),
+        json.dumps({"id": 4, "cancel": 1}),
+        json.dumps({"id": 5, "call": "end_episode", "episode_id": "ep"}),
+        json.dumps([6]),
+    ]
+    run = subprocess.run(
+        arguments, input="\n".join(lines) + "\n", capture_output=True, text=True, timeout=60
+    )
+    assert run.returncode == 0 and "Traceback" not in run.stderr, run.stderr
+    said = [json.loads(line) for line in run.stdout.splitlines()]
+    answers = {line.get("id"): line["error"] for line in said if "error" in line}
+    assert set(answers) == {None, 1, 2, 3, 4, 5}
+    assert all("understood" in answers[i] for i in (None, 1, 2, 3)), answers
+    assert "No goal 1" in answers[4] and "No such server" in answers[5]
