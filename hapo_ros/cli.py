@@ -36,13 +36,14 @@ def main(argv: Iterable[str] | None = None) -> int:
 
 def _expected() -> tuple[type[Exception], ...]:
     """Errors that are sentences for the user; anything else is a bug and shows where."""
+    from hapo_ros.devices import DeviceLost
     from hapo_ros.episodes import BadEpisode, EpisodeWriteError, RecoveryError
     from hapo_ros.gateway_client import GatewayError
     from hapo_ros.sim.workers import WorkerError
     from hapo_ros.supervisor import DeploymentError
 
     known = [OSError, ValueError, BadEpisode, EpisodeWriteError, RecoveryError, DeploymentError]
-    known += [WorkerError, GatewayError]
+    known += [WorkerError, GatewayError, DeviceLost]
     if "hapo_ros.learning.trainer" in sys.modules:
         trainer = sys.modules["hapo_ros.learning.trainer"]
         known += [trainer.Cancelled, trainer.Diverged]
@@ -63,10 +64,11 @@ def _demo(arguments) -> int:
 def _deploy(arguments) -> int:
     import time
 
-    from hapo_ros.deployment import describe, parse
+    from hapo_ros.deployment import check_devices, describe, parse
     from hapo_ros.supervisor import Supervisor
 
     deployment = describe(parse(arguments.arguments))
+    check_devices(deployment)
     with _stop_flag() as stopped, Supervisor(deployment) as supervisor:
         supervisor.start()
         names = ", ".join(spec.name for spec in deployment.nodes)

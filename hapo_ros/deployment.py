@@ -233,6 +233,24 @@ def _operator(values: Mapping[str, str], lock_step: bool) -> list[NodeSpec]:
     ]
 
 
+def check_devices(deployment: Deployment) -> None:
+    """Raise DeviceLost with a sentence where the operator's device is not plugged in.
+
+    Before anything is started: the nodes beside it would take seconds to start and to stop.
+    """
+    if deployment.arguments["operator"] != "spacemouse":
+        return
+    from hapo_ros.devices import DeviceLost
+    from hapo_ros.devices.spacemouse import INSTEAD, list_devices
+
+    try:
+        problem = "" if list_devices() else "No SpaceMouse is plugged in."
+    except DeviceLost as error:
+        problem = str(error)
+    if problem:
+        raise DeviceLost(f"{problem} Nothing is started. {INSTEAD}")
+
+
 def _what_it_sees(policy: Path) -> tuple[list[str], int, bool]:
     """Cameras, image size and whether the object state is needed, from a checkpoint's config."""
     from hapo_ros.policies.checkpoint import read_config

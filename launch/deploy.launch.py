@@ -10,7 +10,7 @@ from launch.events import Shutdown
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
-from hapo_ros.deployment import ARGUMENTS, PACKAGE, describe
+from hapo_ros.deployment import ARGUMENTS, PACKAGE, check_devices, describe
 from launch import LaunchDescription
 
 
@@ -20,6 +20,7 @@ def start_nodes(context):
         argument.name: LaunchConfiguration(argument.name).perform(context) for argument in ARGUMENTS
     }
     deployment = describe(values)
+    check_devices(deployment)
     actions = []
     for spec in deployment.nodes:
         node = Node(

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from hapo_ros.deployment import ARGUMENTS, Deployment, NodeSpec, Restart, describe, parse
+from hapo_ros.devices import DeviceLost, spacemouse
 from hapo_ros.policies import checkpoint
 from hapo_ros.policies.promoted import set_current, written_ns
 from hapo_ros.policies.tiny_vla import Normalisation, TinyVla, TinyVlaConfig
@@ -491,7 +492,10 @@ def test_the_launch_file_declares_the_arguments_of_a_deployment(launch_file):
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_the_launch_file_starts_the_nodes_of_the_deployment(launch_file, policy, operator):
+def test_the_launch_file_starts_the_nodes_of_the_deployment(
+    launch_file, policy, operator, monkeypatch
+):
+    monkeypatch.setattr(spacemouse, "list_devices", lambda: ["a device"])
     arguments = {a.name: a.default for a in ARGUMENTS}
     arguments |= {"policy": str(policy), "operator": operator}
     actions = launch_file["start_nodes"](arguments)
@@ -515,6 +519,24 @@ def test_the_launch_file_starts_the_nodes_of_the_deployment(launch_file, policy,
         assert float(options["sigterm_timeout"]) == spec.stop_timeout_s
         assert float(options["sigkill_timeout"]) == spec.stop_timeout_s
         assert (spec.name in ending) is (spec.essential or spec.done)
+
+
+def no_hidapi():
+    raise DeviceLost("libhidapi is missing.")
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [(lambda: [], "No SpaceMouse is plugged in"), (no_hidapi, "libhidapi is missing")],
+)
+def test_without_a_spacemouse_nothing_is_started_and_the_alternatives_are_named(
+    launch_file, policy, monkeypatch, found, said
+):
+    monkeypatch.setattr(spacemouse, "list_devices", found)
+    arguments = {a.name: a.default for a in ARGUMENTS} | {"policy": str(policy)}
+    with pytest.raises(DeviceLost, match=f"{said}.* Nothing is started.*operator:=keyboard"):
+        launch_file["start_nodes"](arguments | {"operator": "spacemouse"})
+    assert launch_file["start_nodes"](arguments | {"operator": "keyboard"})
 
 
 def test_a_promoted_checkpoint_is_served_unless_another_is_asked_for(

@@ -136,9 +136,11 @@ def test_a_frozen_arbiter_is_told_of_and_the_robot_holds_meanwhile(graph):
     resume(graph)
     assert graph.supervisor.pid("arbiter") == pid
     bag = end(graph, episode_id)
-    applied = list(load(bag).outcomes.values())
-    held = [sequence for sequence, what in load(bag).outcomes.items() if what != Applied.APPLIED]
-    assert len(held) >= 15 and applied[-1] == Applied.APPLIED
+    outcomes = load(bag).outcomes
+    held = [sequence for sequence, what in outcomes.items() if what != Applied.APPLIED]
+    assert len(held) >= 15
+    frozen = max(s for s in held if s - 1 in held)  # a single late decision is the machine's
+    assert any(what == Applied.APPLIED for s, what in outcomes.items() if s > frozen)
     steps = {step.sequence: step for step in EpisodeReader(bag).steps(images=False)}
     for sequence in set(held) & set(steps):
         assert steps[sequence].live == labels.NONE and not steps[sequence].action[:6].any()
@@ -181,6 +183,10 @@ def test_the_end_of_the_simulation_ends_the_run_with_a_sentence(tmp_path, policy
         assert not EpisodeReader(bag, accept_recovered=True).result.complete
 
 
+# Real time: an episode lasts 7.5 s, so that it runs on while a busy test is acting.
+UNHURRIED = ("operator:=simulated", "lock_step:=false")
+
+
 def deploy(folder, policy, *arguments):
     """``hapo deploy`` in a terminal's session."""
     words = [f"policy:={policy}", f"bags:={folder / 'bags'}", "optimizer:=false", *arguments]
@@ -196,19 +202,31 @@ def deploy(folder, policy, *arguments):
         )
 
 
+def discard_running(client, ticks) -> str:
+    """Discard an episode while it runs, whichever one the request meets; returns its id."""
+    from hapo_ros.srv import DiscardEpisode
+
+    while True:
+        wait_for(lambda: ticks and ticks[-1].sequence > 5)
+        episode_id = ticks[-1].episode_id
+        reply = client.call_async(DiscardEpisode.Request(episode_id=episode_id, reason="A test."))
+        wait_for(reply.done)
+        if reply.result().ok:
+            return episode_id
+        wait_for(lambda ended=episode_id: ticks[-1].episode_id != ended)
+
+
 def test_ctrl_c_twice_ends_everything_and_closes_the_bag(tmp_path, policy, ros_domain):
     from hapo_ros.srv import DiscardEpisode
 
     with nothing_left_running(), Probe(ros_domain) as probe:
         ticks = probe.listen(topics.OBSERVATION_TICK)
-        process = deploy(tmp_path, policy, "operator:=simulated")
+        process = deploy(tmp_path, policy, *UNHURRIED)
         try:
-            wait_for(lambda: ticks and ticks[-1].sequence > 5)
-            # Someone else ends an episode of the simulated operator: it starts the next one.
-            discarded = ticks[-1].episode_id
             client = probe.node.create_client(DiscardEpisode, topics.DISCARD_EPISODE)
             wait_for(client.service_is_ready)
-            client.call_async(DiscardEpisode.Request(episode_id=discarded, reason="A test."))
+            # Someone else ends an episode of the simulated operator: it starts the next one.
+            discarded = discard_running(client, ticks)
             wait_for(lambda: ticks[-1].episode_id != discarded and ticks[-1].sequence > 5)
             for _ in range(2):
                 os.killpg(process.pid, signal.SIGINT)
@@ -219,9 +237,8 @@ def test_ctrl_c_twice_ends_everything_and_closes_the_bag(tmp_path, policy, ros_d
             process.wait()
     log = (tmp_path / "deploy.log").read_text()
     assert "Traceback" not in log, log
-    first, bag = sorted((tmp_path / "bags").iterdir())
-    assert first.name == discarded and not bag.name.startswith(".")
-    assert EpisodeReader(first).result.outcome == "discarded"
+    assert EpisodeReader(tmp_path / "bags" / discarded).result.outcome == "discarded"
+    bag = tmp_path / "bags" / ticks[-1].episode_id
     with pytest.raises(BadEpisode, match="Recording ended early"):
         EpisodeReader(bag)
     reader = EpisodeReader(bag, accept_recovered=True)
@@ -234,7 +251,7 @@ def test_the_simulated_operator_goes_on_after_a_killed_recorder_and_nodes_end_wi
 ):
     with nothing_left_running() as running, Probe(ros_domain) as probe:
         ticks = probe.listen(topics.OBSERVATION_TICK)
-        process = deploy(tmp_path, policy, "operator:=simulated")
+        process = deploy(tmp_path, policy, *UNHURRIED)
         try:
             wait_for(lambda: ticks and ticks[-1].sequence > 60)
             lost = ticks[-1].episode_id
@@ -257,21 +274,19 @@ def test_a_deployment_without_its_spacemouse_ends_within_5_s_and_says_what_else_
 
     if list_devices():
         pytest.skip("a SpaceMouse is plugged in")
-    took_s = []
-    while len(took_s) < 3 and min(took_s, default=9.0) > 5.0:  # again, on a machine that is busy
-        with nothing_left_running():
-            began_s = time.monotonic()
-            process = deploy(tmp_path, policy, "operator:=spacemouse")
-            try:
-                assert process.wait(DEADLINE_S) == 1
-                took_s.append(time.monotonic() - began_s)
-            finally:
-                process.kill()
-                process.wait()
+    with nothing_left_running():
+        began_s = time.monotonic()
+        process = deploy(tmp_path, policy, "operator:=spacemouse")
+        try:
+            assert process.wait(DEADLINE_S) == 1
+            took_s = time.monotonic() - began_s
+        finally:
+            process.kill()
+            process.wait()
     log = (tmp_path / "deploy.log").read_text()
-    assert min(took_s) < 5.0, (took_s, log)
+    assert took_s < 5.0, log  # the promise; nothing was started, so it takes a fraction of that
     assert "operator:=keyboard" in log and "operator:=simulated" in log and "Traceback" not in log
-    assert "spacemouse ended with exit code 1. The run ends." in log
+    assert "No SpaceMouse is plugged in. Nothing is started." in log and "Running" not in log
 
 
 def test_a_deployment_of_no_checkpoint_ends_before_anything_starts(tmp_path, ros_domain):

@@ -135,6 +135,7 @@ def test_an_episode_that_cannot_be_is_refused_with_a_sentence(graph, wrong, said
 
 def test_an_episode_of_a_name_on_disk_is_refused_and_nothing_is_overwritten(graph):
     episode_id = graph.start_episode(episode_id="twice")
+    until_policy_acts(graph)
     bag = end(graph, episode_id)["bag"]
     before = EpisodeReader(bag).bag_hash
     again = graph.gateway.call(

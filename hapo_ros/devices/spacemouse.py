@@ -30,6 +30,8 @@ from hapo_ros.devices.reports import DeviceLost, DeviceReport, apply_deadband, c
 SETTLE_S = 0.25
 _MAX_REPORTS = 512  # in one poll: two seconds' worth; a flood does not stop the node
 _MULTI_AXIS = (1, 8)  # HID usage page and usage of a cap
+# What an operator can do who has no SpaceMouse.
+INSTEAD = "Run hapo doctor, or go on without one: operator:=keyboard or operator:=simulated."
 _NO_HIDAPI = "libhidapi is missing: no SpaceMouse can be read. sudo apt install libhidapi-hidraw0"
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from hapo_ros import topics
 from hapo_ros.arbitration import ArbiterConfig
 from hapo_ros.devices import DeviceLost, DeviceReport, twist_from_axes
-from hapo_ros.devices.spacemouse import SpaceMouse, list_devices, open_spacemouse
+from hapo_ros.devices.spacemouse import INSTEAD, SpaceMouse, list_devices, open_spacemouse
 from hapo_ros.episodes.messages import operator_messages
 from hapo_ros.nodes.common import RECORD, FatalError, HapoNode, Parameter, run
 
@@ -84,10 +84,7 @@ class SpaceMouseNode(OperatorNode):
             self._plugged_in = len(list_devices())
             self._open()
         except DeviceLost as error:
-            raise FatalError(
-                f"{error} Run hapo doctor, or go on without one: operator:=keyboard or "
-                "operator:=simulated."
-            ) from error
+            raise FatalError(f"{error} {INSTEAD}") from error
         if self._plugged_in > 1 and not self.parameters.device_path:
             self.get_logger().warning(
                 f"{self._plugged_in} SpaceMice are plugged in; number "
