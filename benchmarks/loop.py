@@ -14,6 +14,7 @@ import argparse
 import json
 import platform
 import shlex
+import shutil
 import sys
 import time
 from datetime import date
@@ -48,11 +49,20 @@ def demonstrate(folder: Path, workers: int) -> None:
 
 
 def deploy(base: Path, folder: Path, options: DemoOptions) -> dict:
-    """The demo's deployment: seeds in order until enough takeovers; later episodes are left out."""
-    episodes = []
-    for seed in range(DEPLOYMENT_SEED, DEPLOYMENT_SEED + options.episodes):
-        episodes += collect(folder, TASK, [seed], checkpoint=base, workers=0)
-        if sum(episode.takeovers for episode in episodes) >= options.takeovers:
+    """The demo's deployment: seeds in order until enough takeovers; later episodes are removed.
+
+    A batch at a time, each in processes of its own: a simulation that is made anew keeps memory.
+    """
+    episodes, batch = [], 8 * options.workers
+    for first in range(DEPLOYMENT_SEED, DEPLOYMENT_SEED + options.episodes, batch):
+        seeds = range(first, min(first + batch, DEPLOYMENT_SEED + options.episodes))
+        for episode in collect(folder, TASK, list(seeds), checkpoint=base, workers=options.workers):
+            if sum(each.takeovers for each in episodes) < options.takeovers:
+                episodes.append(episode)
+            else:
+                shutil.rmtree(episode.path)
+        print(f"{len(episodes)} episodes", flush=True)
+        if sum(each.takeovers for each in episodes) >= options.takeovers:
             break
     live = [label for episode in episodes for label in episode.live]
     return {
@@ -137,7 +147,9 @@ def main() -> None:
         name: json.loads(value) for name, value in (word.split("=", 1) for word in arguments.set)
     }
     demonstrate(demonstrations, arguments.workers)
-    options = DemoOptions(episodes=arguments.episodes, takeovers=arguments.takeovers)
+    options = DemoOptions(
+        episodes=arguments.episodes, takeovers=arguments.takeovers, workers=arguments.workers
+    )
     deployment = deploy(base, bags, options)
     print(deployment, flush=True)
 
