@@ -19,7 +19,7 @@ from hapo_ros.arbitration import (
     Tick,
     Trigger,
 )
-from hapo_ros.arbitration.limits import GRIPPER, hold, limit_action, valid_action
+from hapo_ros.arbitration.limits import GRIPPER, Limits, hold, valid_action
 from hapo_ros.labels import HUMAN, NONE, POLICY
 
 PERIOD_S = 1 / 16  # exact in binary, so that sums of it are
@@ -42,6 +42,7 @@ class Rig:
         self.episode_id, self.sequence = "", -1
         self.last = None  # the last decision
         self.counts = self.arbiter.counts
+        self.pose = None  # of the hand, at the next ticks
 
     # What goes in
 
@@ -66,6 +67,7 @@ class Rig:
                 "policy_due": last.policy_due,
                 "applied_action": last.action,
             }
+        echo["eef_pose"] = self.pose
         return Tick(episode_id or self.episode_id, sequence, round(self.now_s * 1e9), **echo)
 
     def answer(self, tick: Tick, *actions, epoch=None, sequence=None) -> PolicyCommand:
@@ -873,7 +875,7 @@ def test_policy_failures_in_a_row_end_in_a_hold_that_waits_for_a_human():
 
 
 def test_an_action_over_the_limit_is_scaled_with_its_direction_kept_and_flagged():
-    made = rig(max_linear=0.5, max_angular=0.1)
+    made = rig(max_speed_m_s=(0.5,) * 3, max_rate_rad_s=(1.0,) * 3)
     asked = np.array([3.0, -1.5, 0.75, 0.05, -0.2, 0.0, 7.0], np.float32)
     decision = made.tick(policy=lambda tick: made.answer(tick, asked))
     assert decision.limited and decision.label == POLICY
@@ -883,7 +885,7 @@ def test_an_action_over_the_limit_is_scaled_with_its_direction_kept_and_flagged(
 
 
 def test_the_human_is_limited_too():
-    made = rig(max_linear=0.2)
+    made = rig(max_speed_m_s=(0.2,) * 3)
     decision = made.move(0.5, twist=[0.4, 0.2, 0, 0, 0, 0])
     assert decision.limited and decision.label == HUMAN
     assert np.allclose(decision.action[:3], [0.2, 0.1, 0.0])
@@ -898,14 +900,101 @@ def test_the_humans_speed_becomes_an_action_by_the_scales():
 
 def test_an_action_within_the_limits_is_executed_bit_by_bit():
     action = np.array([0.1, -0.2, 0.3, 1.0, -1.0, 1e-30, 0.7], np.float32)
-    limited, changed = limit_action(action, 1.0, 1.0)
+    limited, changed = Limits(ArbiterConfig(max_step_rad=9.0)).apply(action, (0.0,) * 6)
     assert not changed and limited.tobytes() == action.tobytes()
 
 
 def test_the_largest_float_is_scaled_without_overflow():
     action = np.full(7, np.finfo(np.float32).max, np.float32)
-    limited, changed = limit_action(action, 1.0, 0.5)
+    config = ArbiterConfig(max_rate_rad_s=(5.0,) * 3)
+    limited, changed = Limits(config).apply(action, (0.0,) * 6)
     assert changed and np.allclose(limited, [1, 1, 1, 0.5, 0.5, 0.5, 1])
+
+
+FORWARD_AND_TURN = np.array([0.4, 0, 0, 0, 0, 2.0])  # m/s and rad/s, as the operator sees it
+FROM_THE_LEFT = (0.0, 0.0, -math.sqrt(0.5), math.sqrt(0.5))  # looks along the base's -y
+HAND_DOWN = (1.0, 0.0, 0.0, 0.0)  # the tool's z points down
+
+
+@pytest.mark.parametrize(
+    ("config", "pose", "expected"),
+    [
+        ({}, None, [0.4, 0, 0, 0, 0, 0.2]),
+        (
+            {"operator_frame": "camera", "camera_rotation": FROM_THE_LEFT},
+            None,
+            [0, -0.4, 0, 0, 0, 0.2],
+        ),
+        ({"operator_frame": "tool"}, HAND_DOWN, [0.4, 0, 0, 0, 0, -0.2]),
+    ],
+)
+def test_what_the_operator_asks_for_is_turned_into_the_base(config, pose, expected):
+    made = rig(**config)
+    made.pose = None if pose is None else np.array([0.3, 0.1, 0.9, *pose])
+    decision = made.move(0.5, twist=FORWARD_AND_TURN)
+    assert decision.label == HUMAN
+    assert np.allclose(decision.action[:6], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "config", [{"operator_frame": "tool"}, {"workspace_min_m": (-1.0, -1.0, 0.8)}]
+)
+@pytest.mark.parametrize("pose", [None, np.full(7, np.nan), np.zeros(7), np.zeros(3)])
+def test_without_a_pose_that_is_needed_nothing_moves(config, pose):
+    made = rig(**config)
+    made.pose = pose
+    decision = made.move(0.5, twist=FORWARD_AND_TURN)
+    assert holds(decision) and decision.authority is Authority.HUMAN
+    assert decision.reason is Reason.POSE_UNKNOWN and made.counts["pose_unknown"]
+    made.pose = np.array([0.3, 0.1, 0.9, *HAND_DOWN])
+    assert made.move(0.5, twist=FORWARD_AND_TURN).label == HUMAN
+
+
+def test_the_policy_too_is_kept_in_the_workspace():
+    made = rig(workspace_min_m=(-1.0, -1.0, 0.8))
+    made.pose = np.array([0.0, 0.0, 0.8, 0, 0, 0, 1])
+    down = np.array([0.5, 0, -1, 0, 0, 0, 1], np.float32)
+    decision = made.tick(policy=lambda tick: made.answer(tick, down))
+    assert decision.action[:3].tolist() == [0.5, 0, 0] and decision.limited
+    assert decision.label == POLICY and decision.requested.tolist() == down.tolist()
+    made.pose = None
+    assert holds(made.tick(policy=lambda tick: made.answer(tick, down)))
+
+
+def test_acceleration_is_limited_from_what_was_executed_and_a_stop_is_at_once():
+    made = rig(Authority.HUMAN, max_acceleration_m_s2=4.0)  # 0.2 of action 1 a step
+    speeds = [made.move(0.5, twist=[0.5, 0, 0, 0, 0, 0]).action[0] for _ in range(4)]
+    assert speeds == pytest.approx([0.2, 0.4, 0.5, 0.5])
+    assert not made.move(0.0).action[:6].any()
+    assert made.move(0.5, twist=[0.5, 0, 0, 0, 0, 0]).action[0] == pytest.approx(0.2)
+
+
+def test_a_gripper_that_is_held_closes_with_the_button_and_opens_without_it():
+    made = rig(gripper_mode="hold")
+    assert made.move(0.5).action[GRIPPER] == -1
+    for down in (1, 1, 0, 0, 1):
+        pressed = [GRIP] if down else []
+        assert made.move(0.5, press=pressed).action[GRIPPER] == (CLOSED if down else OPEN)
+
+
+def test_a_held_gripper_stays_as_the_policy_left_it_until_the_button_moves():
+    made = rig(gripper_mode="hold")
+    closed = np.array([0, 0, 0, 0, 0, 0, 1], np.float32)
+    assert made.tick(policy=lambda tick: made.answer(tick, closed)).action[GRIPPER] == 1
+    assert made.move(0.5).label == HUMAN
+    assert made.move(0.5).action[GRIPPER] == 1  # not pressed, but never let go either
+    made.move(0.5, press=[GRIP])
+    assert made.move(0.5).action[GRIPPER] == -1
+
+
+def test_when_the_recording_ends_the_policy_stops_and_a_human_goes_on():
+    made = rig()
+    assert made.tick().label == POLICY
+    decision = made.send(Event.RECORDING_ENDED)
+    assert holds(decision) and decision.reason is Reason.RECORDING_ENDED
+    made = rig(Authority.HUMAN)
+    assert made.send(Event.RECORDING_ENDED).authority is Authority.HUMAN
+    assert made.move(0.5).label == HUMAN
 
 
 @pytest.mark.parametrize("action", [np.zeros(6), np.zeros((1, 7)), np.full(7, np.nan), 3.0])
@@ -1155,8 +1244,15 @@ def test_the_same_inputs_give_the_same_decisions():
     [
         ({"linear_scale_m_s": 0.0}, "linear_scale_m_s must be above 0, not 0"),
         ({"angular_scale_rad_s": -1.0}, "angular_scale_rad_s must be above 0"),
-        ({"max_linear": math.nan}, "max_linear must be above 0, not nan"),
-        ({"max_angular": math.inf}, "max_angular must be above 0, not inf"),
+        ({"max_speed_m_s": (1.0, math.nan, 1.0)}, "max_speed_m_s must be above 0, not [ 1. nan"),
+        ({"max_rate_rad_s": (1.0, 0.0, 1.0)}, "max_rate_rad_s must be above 0"),
+        ({"max_rate_rad_s": (1.0, 1.0)}, "max_rate_rad_s must be 3 numbers, not [1.0, 1.0]"),
+        ({"max_step_m": math.inf}, "max_step_m must be above 0, not inf"),
+        ({"max_acceleration_m_s2": -1.0}, "max_acceleration_m_s2 must be at least 0, not -1"),
+        ({"workspace_min_m": (0, 0, 3), "workspace_max_m": (1, 1, 2)}, "workspace has no room"),
+        ({"operator_frame": "world"}, "operator_frame must be one of base, tool, camera"),
+        ({"camera_rotation": (0, 0, 0, 2)}, "camera_rotation has length 2, not 1"),
+        ({"gripper_mode": "squeeze"}, "gripper_mode must be one of toggle, hold, not 'squeeze'"),
         ({"release_after_s": 0.0}, "release_after_s must be above 0"),
         ({"device_timeout_s": -0.1}, "device_timeout_s must be above 0"),
         ({"takeover_threshold": 1.0}, "0 < release_threshold < takeover_threshold < 1"),

@@ -1,8 +1,8 @@
 """Whatever comes in, in whatever order: what always holds for the arbiter's decisions.
 
-Policy answers of every quality, a device that is moved, pressed, broken and silent, requests,
-episodes that begin and end, ticks that are lost: 24 000 random steps, and short runs by hypothesis,
-which makes a failing one as short as it can be.
+Policy answers of every quality, a device that is moved, pressed, delayed, broken and silent,
+requests, episodes that begin and end, ticks and poses that are lost, clocks that jump: 24 000
+random steps, and short runs by hypothesis, which makes a failing one as short as it can be.
 """
 
 import random
@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
 
 from hapo_ros.arbitration import (
     Arbiter,
@@ -69,7 +70,9 @@ REQUESTS = [
     (Event.END_EPISODE, DEPLOY),
     (Event.ESTOP, Event.CLEAR_FAULT, Event.RESUME),
 ]
-TICKS = [*["tick"] * 40, "none", "skip", "silence", "foreign"]
+TICKS = [*["tick"] * 40, "none", "skip", "silence", "foreign", "blind", "bad pose"]
+DELAYS_S = (0.0, 0.0, 0.01, 0.15)  # of a report, from its receipt to the step
+CLOCK_JUMPS_S = (0.0, 0.0, 0.0, 3600.0, -3600.0)  # of the senders' clock
 
 KINDS = (ANSWERS, REPORTS, REQUESTS, TICKS)
 STEP = st.tuples(*map(st.sampled_from, KINDS))
@@ -77,8 +80,14 @@ CONFIG = {
     "handback": ["button", "release", "deadman"],
     "on_device_lost": ["hold", "continue"],
     "lock_step": [False, True],
-    "max_linear": [1.0, 0.3],
-    "max_angular": [1.0, 0.05],
+    "max_speed_m_s": [(1.0, 1.0, 1.0), (0.3, 0.1, 0.2)],
+    "max_rate_rad_s": [(10.0, 10.0, 10.0), (0.5, 0.5, 2.0)],
+    "max_step_m": [0.1, 0.004],
+    "max_acceleration_m_s2": [0.0, 0.0, 2.0],
+    "workspace_min_m": [(-np.inf,) * 3, (-np.inf,) * 3, (-0.3, -0.3, -0.3)],
+    "operator_frame": ["base", "base", "camera", "tool"],
+    "camera_rotation": [(0.0, 0.6, 0.0, 0.8)],
+    "gripper_mode": ["toggle", "hold"],
     "linear_scale_m_s": [1.0, 0.25],
     "min_dwell_s": [0.0, 0.25, 1.0],
     "release_after_s": [0.1, 0.5],
@@ -100,6 +109,7 @@ class World:
         self.last: Decision | None = None
         self.plan: PolicyCommand | None = None  # the answer that steps may come from
         self.valid: HumanSample | None = None  # the last report that could be executed
+        self.before: HumanSample | None = None  # the same, when this step began
         self.broken = False  # a later one could not
         self.trusted = False  # seen at rest since it was silent or broken
         self.could_take_over = False  # it was, at some report of this step
@@ -120,6 +130,7 @@ class World:
         decision = self.arbiter.step(self.now_s, tick, policy, samples, requests)
 
         began = self._episode(tick, requests, before[0] is Authority.FAULT)
+        self.before = self.valid
         self._device(samples)
         if policy is not None and self._belongs(tick):
             asked = (tick.episode_id, tick.sequence, decision.epoch)
@@ -147,14 +158,28 @@ class World:
             self.sequence = 20 if self.episodes % 7 == 0 else -1
         self.sequence += 2 if kind == "skip" and self.sequence >= 0 else 1
         echo = {} if self.last is None else {"epoch": self.last.epoch}
+        echo["eef_pose"] = self._pose(kind)
         return Tick(
             f"ep{self.episodes}",
             self.sequence,
-            round(self.now_s * 1e9),
+            self._stamp_ns(),
             applied_action=np.array([0, 0, 0, 0, 0, 0, -1 + self.episodes % 3], np.float32),
             policy_due=True,
-            **(echo if self.sequence else {}),
+            **(echo if self.sequence else {"eef_pose": echo["eef_pose"]}),
         )
+
+    def _rng(self, what: int):
+        return np.random.default_rng([round(self.now_s * 1000), what])
+
+    def _stamp_ns(self) -> int:
+        return round((self.now_s + self._rng(1).choice(CLOCK_JUMPS_S)) * 1e9)
+
+    def _pose(self, kind) -> np.ndarray | None:
+        rng = self._rng(2)
+        pose = np.r_[rng.uniform(-0.4, 0.4, 3), rng.normal(size=4)]
+        if kind == "bad pose":
+            pose[rng.integers(7)] = np.nan
+        return None if kind == "blind" else pose
 
     def _policy(self, kind, tick) -> PolicyCommand | None:
         if kind == "late" or tick is None:
@@ -185,7 +210,8 @@ class World:
         axes = np.array([deflection, 0, 0, 0, 0, deflection / 2], np.float32)
         pressed = int(bool(buttons & GRIP)), int(bool(buttons & AUTHORITY))
         twist = axes.astype(np.float64) * [1, 1, 1, 10, 10, 10]
-        return HumanSample(axes, pressed, twist, self.now_s, round(self.now_s * 1e9))
+        received_s = self.now_s - self._rng(3).choice(DELAYS_S)
+        return HumanSample(axes, pressed, twist, received_s, self._stamp_ns())
 
     # What is known about it
 
@@ -212,22 +238,22 @@ class World:
             if not np.isfinite(sample.axes).all():
                 self.broken, self.trusted = True, False
                 continue
-            if self.valid is None or self._silent(self.valid):
+            if self.valid is None or self._silent(self.valid, sample.received_s):
                 self.trusted = False
             self.valid, self.broken = sample, False
             if np.abs(sample.axes).max() < self.config.release_threshold:
                 self.trusted = True
             self.could_take_over |= self.trusted
 
-    def _silent(self, sample) -> bool:
-        timeout = self.config.device_timeout_s
-        return not self.config.lock_step and self.now_s - sample.received_s > timeout
+    def _silent(self, sample, at_s=None) -> bool:
+        silence_s = (self.now_s if at_s is None else at_s) - sample.received_s
+        return not self.config.lock_step and silence_s > self.config.device_timeout_s
 
     # What always holds
 
     def _check(self, decision, tick, samples, requests, before, began) -> None:
         was, _, epoch, armed, _, _, live = before
-        self._check_numbers(decision)
+        self._check_numbers(decision, tick)
         self._check_label(decision, tick)
         self._check_source_of_motion(decision, tick)
         self._check_gripper(decision, samples, began)
@@ -237,19 +263,39 @@ class World:
         alone = len(samples) == len(deflected) == 1 and not requests and not began
         if alone and armed and live and was is not Authority.FAULT:
             assert decision.authority is Authority.HUMAN, "a human was not let at the arm"
-            assert decision.requested.size == 7
-            assert decision.label == (HUMAN if self._belongs(tick) else NONE)
+            acts = self._pose_is_usable(tick)
+            assert decision.requested.size == (7 if acts else 0)
+            assert decision.label == (HUMAN if self._belongs(tick) and acts else NONE)
 
     def _belongs(self, tick) -> bool:
         return tick is not None and tick.episode_id == self.episode_id
 
-    def _check_numbers(self, decision) -> None:
-        action, config = decision.action, self.config
-        assert action.shape == (7,) and action.dtype == np.float32
-        assert np.isfinite(action).all()
-        assert np.abs(action[:3]).max() <= np.float32(config.max_linear)
-        assert np.abs(action[3:6]).max() <= np.float32(config.max_angular)
-        assert abs(action[GRIPPER]) <= 1
+    def _pose_is_usable(self, tick) -> bool:
+        """Whether nothing needs a pose, or the tick has one."""
+        needed = np.isfinite(self.config.workspace_min_m).any()
+        needed |= self.arbiter.authority is Authority.HUMAN and self.config.operator_frame == "tool"
+        pose = None if tick is None else tick.eef_pose
+        return not needed or (pose is not None and bool(np.isfinite(pose).all()))
+
+    def _check_numbers(self, decision, tick) -> None:
+        action, config = decision.action.astype(np.float64), self.config
+        assert action.shape == (7,) and decision.action.dtype == np.float32
+        assert np.isfinite(action).all() and abs(action[GRIPPER]) <= 1
+        scale, near = config.linear_scale_m_s, 1 + 1e-6
+        assert np.all(np.abs(action[:3]) * scale <= np.array(config.max_speed_m_s) * near)
+        assert np.all(np.abs(action[3:6]) * 10 <= np.array(config.max_rate_rad_s) * near)
+        assert np.abs(action).max() <= near
+        assert np.linalg.norm(action[:3]) * scale * PERIOD_S <= config.max_step_m * near
+        low = np.array(config.workspace_min_m)
+        if action[:3].any() and np.isfinite(low).any():
+            at = tick.eef_pose[:3]
+            reached = at + action[:3] * scale * PERIOD_S
+            assert np.all((reached >= low - 1e-6) | (reached >= at))
+        elif action[:3].any() and config.max_acceleration_m_s2:  # the wall bends the direction
+            before = np.zeros(6) if self.last is None else self.last.action[:6].astype(np.float64)
+            speed = np.linalg.norm(action[:3])
+            had = max(np.dot(action[:3], before[:3]) / speed, 0.0)
+            assert (speed - had) * scale <= config.max_acceleration_m_s2 * PERIOD_S + 1e-5
         assert np.isfinite(decision.requested).all()
         if decision.requested.size and not decision.limited:
             assert decision.action.tobytes() == decision.requested.tobytes()
@@ -283,12 +329,15 @@ class World:
     def _check_source_of_motion(self, decision, tick) -> None:
         """What moves the arm is this tick's policy action, or a live human's last report."""
         if decision.authority is Authority.HUMAN:
-            if not decision.requested.size:
-                assert self.broken and decision.reason is Reason.DEVICE_INVALID
+            if not decision.requested.size and self.broken:
+                assert decision.reason is Reason.DEVICE_INVALID
+            elif not decision.requested.size:
+                assert decision.reason is Reason.POSE_UNKNOWN and not self._pose_is_usable(tick)
             else:
                 assert not self.broken and not self._silent(self.valid)
                 scale = [self.config.linear_scale_m_s] * 3 + [self.config.angular_scale_rad_s] * 3
-                assert np.allclose(decision.requested[:6], self.valid.twist / scale)
+                asked = self._in_base(self.valid.twist, tick) / scale
+                assert np.allclose(decision.requested[:6], asked, atol=1e-6)
         elif decision.label == POLICY:
             plan = self.plan
             assert plan is not None and plan.epoch == decision.epoch
@@ -297,14 +346,31 @@ class World:
             assert decision.requested.tobytes() == planned.tobytes()
         else:
             assert not decision.requested.size
+        if decision.reason is Reason.POSE_UNKNOWN:
+            assert not self._pose_is_usable(tick)
         if not decision.requested.size:
             assert not decision.action[:GRIPPER].any() and decision.label == NONE
+
+    def _in_base(self, twist, tick) -> np.ndarray:
+        """The operator's twist as scipy turns it."""
+        frames = {"camera": self.config.camera_rotation}
+        if self.config.operator_frame == "tool":
+            frames["tool"] = tick.eef_pose[3:]
+        if self.config.operator_frame not in frames:
+            return twist
+        turn = Rotation.from_quat(frames[self.config.operator_frame])
+        return np.r_[turn.apply(twist[:3]), turn.apply(twist[3:])]
 
     def _check_gripper(self, decision, samples, began) -> None:
         if self.last is None or decision.action[GRIPPER] == self.last.action[GRIPPER]:
             return
-        pressed = any(sample.buttons[0] for sample in samples)
-        assert decision.label == POLICY or pressed or began
+        known = [*samples, self.before] if self.config.gripper_mode == "hold" else samples
+        moved = any(sample.buttons[0] for sample in known if sample is not None)
+        assert (
+            decision.label == POLICY
+            or began
+            or (moved and Authority.HUMAN in (decision.authority, self.last.authority))
+        )
 
     def _check_latch(self, decision, was, requests) -> None:
         if was is Authority.FAULT and Event.CLEAR_FAULT not in requests:

@@ -4,15 +4,16 @@ Time comes in as ``now_s`` (steady receipt clock, seconds). The label is made he
 decision. ``transitions.TRANSITIONS`` is the whole of what can change the authority.
 """
 
-import copy
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import truediv
 
 import numpy as np
 
 from hapo_ros import labels
-from hapo_ros.arbitration.limits import ACTION_DIM, ARM, GRIPPER, hold, limit_action, valid_action
+from hapo_ros.arbitration.frames import turned
+from hapo_ros.arbitration.limits import GRIPPER, Limits, finite, hold, valid_action
 from hapo_ros.arbitration.transitions import TRANSITIONS, Trigger
 from hapo_ros.arbitration.types import (
     ArbiterConfig,
@@ -43,6 +44,7 @@ class _State:
     reason: Reason = Reason.NO_EPISODE
     epoch: int = 0
     gripper: float = -1.0  # last executed gripper command; -1 is open
+    motion: tuple[float, ...] = (0.0,) * 6  # last executed
     chunk: PolicyCommand | None = None
     failures: int = 0  # policy decisions late or refused, in a row
     sample: HumanSample | None = None  # last valid report
@@ -55,6 +57,12 @@ class _State:
     changed: bool = False  # authority changed hands in this step
     awaits_policy: bool = False  # the decision is a hold only because no answer is there
 
+    def copy(self) -> "_State":
+        """A state of its own; what the fields hold is never changed in place."""
+        copied = object.__new__(_State)
+        copied.__dict__.update(self.__dict__)
+        return copied
+
 
 class Arbiter:
     """Decides, once a tick, whose action is executed. See the module's docstring."""
@@ -62,6 +70,9 @@ class Arbiter:
     def __init__(self, config: ArbiterConfig | None = None):
         self.config = config or ArbiterConfig()
         self.counts: Counter[str] = Counter()  # refusals and the like, for diagnostics
+        self._limits = Limits(self.config)
+        scales = self.config.linear_scale_m_s, self.config.angular_scale_rad_s
+        self._scale = np.repeat(scales, 3).tolist()
         self._state = _State()
         self._last: Decision | None = None
 
@@ -75,6 +86,11 @@ class Arbiter:
     def device_live(self, now_s: float) -> bool:
         """Whether the operator's device has reported within its time-out (ever, in lock-step)."""
         return self._live(self._state, now_s)
+
+    @property
+    def needs_pose(self) -> bool:
+        """Whether a tick's ``eef_pose`` is needed: for the workspace, or the tool's frame."""
+        return self._limits.needs_pose or self.config.operator_frame == "tool"
 
     def decided(self, tick: Tick) -> Decision | None:
         """The decision already made for this very tick (it was sent again), else None."""
@@ -118,13 +134,14 @@ class Arbiter:
                 f"tick {tick.sequence} of {tick.episode_id} is not newer than {state.sequence}"
             )
         self._state, decision, counts = self._evaluate(now_s, tick, policy, human, events)
-        self.counts.update(counts)
+        if counts:
+            self.counts.update(counts)
         if tick is not None:
             self._last = decision
         return decision
 
     def _evaluate(self, now_s, tick, policy, human, events):
-        state = copy.copy(self._state)
+        state = self._state.copy()
         state.changed = state.awaits_policy = False
         counts: Counter[str] = Counter()
         if tick is not None:
@@ -137,7 +154,7 @@ class Arbiter:
         if tick is None:
             self._apply(state, Trigger.TICKS_LOST, now_s)
         decision = self._decide(state, tick, policy, now_s, counts)
-        state.gripper = float(decision.action[GRIPPER])
+        *state.motion, state.gripper = decision.action.tolist()
         return state, decision, counts
 
     def _apply(self, state: _State, trigger: Trigger, now_s: float) -> bool:
@@ -207,7 +224,7 @@ class Arbiter:
         previous, state.sample, state.invalid = state.sample, sample, False
         if previous is not None and not self._live_at(previous, sample.received_s):
             previous, state.armed = None, False  # it was lost, and is back
-        size = float(np.abs(sample.axes).max())
+        size = max(map(abs, np.asarray(sample.axes).tolist()))
         if size < self.config.release_threshold:
             state.armed = True
             if state.neutral_since_s is None:
@@ -218,15 +235,13 @@ class Arbiter:
         human_before = state.authority is Authority.HUMAN
         if state.armed and size >= self.config.takeover_threshold:
             self._apply(state, Trigger.CAP, now_s)
-        if state.armed and _pressed(previous, sample, self.config.authority_button):
+        if state.armed and _edge(previous, sample, self.config.authority_button) > 0:
             by_cap = state.authority is Authority.HUMAN and not human_before
             too_soon = human_before and now_s - state.handed_back_s < self.config.min_dwell_s
             if not by_cap and not too_soon:
                 self._apply(state, Trigger.AUTHORITY_BUTTON, now_s)
-        if state.authority is Authority.HUMAN and _pressed(
-            previous, sample, self.config.gripper_button
-        ):
-            state.gripper = -1.0 if state.gripper > 0 else 1.0
+        if state.authority is Authority.HUMAN:
+            self._move_gripper(state, previous, sample)
 
         if (
             state.authority is Authority.HUMAN
@@ -237,6 +252,14 @@ class Arbiter:
         ):
             released = self.config.handback == "release"
             self._apply(state, Trigger.LET_GO if released else Trigger.DEADMAN, now_s)
+
+    def _move_gripper(self, state: _State, previous, sample: HumanSample) -> None:
+        """By edges of its button only, so that a change of authority by itself moves nothing."""
+        edge = _edge(previous, sample, self.config.gripper_button)
+        if self.config.gripper_mode == "hold":
+            state.gripper = float(edge) if edge else state.gripper
+        elif edge > 0:
+            state.gripper = -1.0 if state.gripper > 0 else 1.0
 
     def _live(self, state: _State, now_s: float) -> bool:
         return state.sample is not None and self._live_at(state.sample, now_s)
@@ -259,30 +282,34 @@ class Arbiter:
         self._apply(state, Trigger.DEVICE_LOST, now_s)
 
     def _decide(self, state: _State, tick, policy, now_s: float, counts) -> Decision:
-        requested = _NOTHING
+        requested, pose = _NOTHING, self._pose(tick)
         label, version = labels.NONE, ""
         belongs = tick is not None and tick.episode_id == state.episode_id != ""
         # A hand-over to the policy holds one tick: its answer was made before the change.
         asked = state.authority is Authority.POLICY and belongs and not state.changed
-        counts["policy_answers_discarded"] += policy is not None and not asked
+        if policy is not None and not asked:
+            counts["policy_answers_discarded"] += 1
         if asked:
             requested, version = self._policy_action(state, tick, policy, now_s, counts)
             label = labels.POLICY if requested.size else labels.NONE
         elif state.authority is Authority.HUMAN:
-            requested = self._human_action(state)
+            requested, reason = self._human_action(state, pose)
             label = labels.HUMAN if requested.size and belongs else labels.NONE
-            if not state.changed:
-                state.reason = Reason.HUMAN_ACTS
-            if not requested.size:
-                state.reason = Reason.DEVICE_INVALID
+            if not state.changed or not requested.size:
+                state.reason = reason
         elif state.authority is Authority.POLICY and tick is not None and not belongs:
             state.reason = Reason.NO_EPISODE
-        action, limited = hold(state.gripper), False
+        if requested.size and pose is None and self._limits.needs_pose:
+            requested, label, state.reason = _NOTHING, labels.NONE, Reason.POSE_UNKNOWN
+            state.chunk = None  # what follows in it was planned from where the arm is not
         if requested.size:
-            action, limited = limit_action(
-                requested, self.config.max_linear, self.config.max_angular
-            )
-            counts["limited"] += limited
+            action, limited = self._limits.apply(requested, state.motion, pose)
+            if limited:
+                counts["limited"] += 1
+        else:
+            action, limited = hold(state.gripper), False
+        if state.reason is Reason.POSE_UNKNOWN:
+            counts["pose_unknown"] += 1
         if belongs:
             state.sequence = tick.sequence
         following = state.sequence + 1
@@ -324,15 +351,29 @@ class Arbiter:
             self._apply(state, Trigger.POLICY_GONE, now_s)
         return _NOTHING, ""
 
-    def _human_action(self, state: _State) -> np.ndarray:
+    def _human_action(self, state: _State, pose) -> tuple[np.ndarray, Reason]:
+        """What the operator asks for, in the robot's base frame; (0,) where there is nothing."""
         if state.invalid:
-            return _NOTHING
-        action = np.zeros(ACTION_DIM)
-        scale = [self.config.linear_scale_m_s] * 3 + [self.config.angular_scale_rad_s] * 3
-        action[ARM] = np.asarray(state.sample.twist, np.float64) / scale
-        action[GRIPPER] = state.gripper
-        action = _as_float32(action)
-        return action if valid_action(action) else _NOTHING
+            return _NOTHING, Reason.DEVICE_INVALID
+        twist = np.asarray(state.sample.twist).tolist()
+        if self.config.operator_frame == "camera":
+            twist = turned(twist, self.config.camera_rotation)
+        elif self.config.operator_frame == "tool":
+            if pose is None:
+                return _NOTHING, Reason.POSE_UNKNOWN
+            twist = turned(twist, pose[3:])
+        motion = map(truediv, twist, self._scale)
+        action = _as_float32(np.array([*motion, state.gripper]))
+        if not valid_action(action):
+            return _NOTHING, Reason.DEVICE_INVALID
+        return action, Reason.HUMAN_ACTS
+
+    def _pose(self, tick: Tick | None) -> list[float] | None:
+        """The hand's pose at a tick, where it is needed and can be used."""
+        if not self.needs_pose or tick is None or tick.eef_pose is None:
+            return None
+        pose = np.asarray(tick.eef_pose, np.float64)
+        return pose.tolist() if finite(pose, 7) and np.any(pose[3:]) else None
 
 
 def _restarts(events) -> bool:
@@ -348,8 +389,11 @@ def _from_chunk(chunk: PolicyCommand | None, sequence: int):
 
 def _as_float32(action) -> np.ndarray:
     """As float32, where what is too large is infinite and so refused; (0,) for None."""
+    action = _NOTHING if action is None else np.asarray(action)
+    if action.dtype == np.float32:
+        return action
     with np.errstate(over="ignore"):
-        return _NOTHING if action is None else np.asarray(action, np.float32)
+        return action.astype(np.float32)
 
 
 def _neutral(state: _State) -> bool:
@@ -357,13 +401,15 @@ def _neutral(state: _State) -> bool:
 
 
 def _valid_sample(sample: HumanSample) -> bool:
-    numbers = (np.asarray(sample.axes), np.asarray(sample.twist))
-    return all(n.shape == (6,) and bool(np.all(np.isfinite(n))) for n in numbers)
+    return finite(sample.axes, 6) and finite(sample.twist, 6)
 
 
-def _pressed(previous: HumanSample | None, sample: HumanSample, button: int) -> bool:
-    """Whether ``button`` went down between two reports; a device's first report has no edges."""
+def _edge(previous: HumanSample | None, sample: HumanSample, button: int) -> int:
+    """1 where ``button`` went down between two reports, -1 where it went up, else 0.
+
+    A device's first report has no edges.
+    """
     if previous is None or button >= len(sample.buttons):
-        return False
-    was = button < len(previous.buttons) and previous.buttons[button]
-    return bool(sample.buttons[button]) and not was
+        return 0
+    was = button < len(previous.buttons) and bool(previous.buttons[button])
+    return bool(sample.buttons[button]) - was

@@ -1,6 +1,11 @@
 """Limits on what may be executed. Numbers that are not finite are refused, never clamped."""
 
+import math
+from operator import mul, truediv
+
 import numpy as np
+
+from hapo_ros.arbitration.types import ArbiterConfig
 
 ACTION_DIM = 7  # x y z roll pitch yaw gripper
 ARM = slice(0, 6)
@@ -9,23 +14,77 @@ GRIPPER = 6
 
 def valid_action(action) -> bool:
     """Whether ``action`` is (7,) and finite; anything else is refused whole."""
-    action = np.asarray(action)
-    return action.shape == (ACTION_DIM,) and bool(np.all(np.isfinite(action)))
+    return finite(action, ACTION_DIM)
 
 
-def limit_action(action, max_linear: float, max_angular: float) -> tuple[np.ndarray, bool]:
-    """Scale motion into its limits with its direction kept; the gripper is clipped to -1..1.
+def finite(values, n: int) -> bool:
+    """Whether ``values`` are n finite numbers in a row."""
+    values = np.asarray(values)
+    return values.shape == (n,) and all(map(math.isfinite, values.tolist()))
 
-    action: (7,) finite, of x y z, roll pitch yaw and gripper. Returns (7,) float32 and whether
-    anything changed. Translation and rotation are scaled separately, each by its largest component.
+
+class Limits:
+    """The limits of an :class:`ArbiterConfig`, in units of the action.
+
+    Translation and rotation each on its own:
+
+    - speed of each axis and length of a step: the vector is scaled, its direction is kept;
+    - acceleration: the speed in the direction asked for grows no faster. Slowing down, stopping and
+      letting go of another direction take effect at once, so a stop is never delayed;
+    - workspace: what would leave the box is taken out of the translation, what remains goes on, so
+      the arm slides along a wall and can always come back in. Last, because nothing may undo it.
     """
-    limited = np.array(action, np.float64)
-    for part, largest in ((slice(0, 3), max_linear), (slice(3, 6), max_angular)):
-        size = np.abs(limited[part]).max()
-        if size > largest:
-            limited[part] *= largest / size
-    limited[GRIPPER] = np.clip(limited[GRIPPER], -1.0, 1.0)
-    return limited.astype(np.float32), bool(np.any(limited != action))
+
+    def __init__(self, config: ArbiterConfig):
+        period_s = config.control_period_s
+        linear, angular = config.linear_scale_m_s, config.angular_scale_rad_s
+
+        def part(start, scale, fastest, step, growth):
+            """Its place; in units of the action, largest of each axis, longest step, growth."""
+            largest = tuple(min(speed / scale, 1.0) for speed in fastest)
+            return start, largest, step / (scale * period_s), growth * period_s / scale
+
+        self._parts = (
+            part(0, linear, config.max_speed_m_s, config.max_step_m, config.max_acceleration_m_s2),
+            part(
+                3,
+                angular,
+                config.max_rate_rad_s,
+                config.max_step_rad,
+                config.max_acceleration_rad_s2,
+            ),
+        )
+        self._low, self._high = config.workspace_min_m, config.workspace_max_m
+        self._metres = linear * period_s  # that action 1 moves in a step
+        self.needs_pose = any(map(math.isfinite, (*self._low, *self._high)))
+
+    def apply(self, action, motion, pose=None) -> tuple[np.ndarray, bool]:
+        """What may be executed of an action.
+
+        action: (7,) finite. motion: (6,) executed in the step before. pose: of the hand, x y z in m
+        first, in the frame of the workspace; needed where ``needs_pose``. Returns (7,) float32 and
+        whether anything changed; the gripper is clipped to -1..1.
+        """
+        wanted = np.asarray(action).tolist()  # for 7 numbers plain floats are five times faster
+        limited = list(wanted)
+        for start, largest, longest, growth in self._parts:
+            part = limited[start : start + 3]
+            length = math.hypot(*part)
+            if not length:
+                continue
+            over = max(length / longest, *map(truediv, map(abs, part), largest))
+            factor = 1.0 / over if over > 1.0 else 1.0
+            if growth:
+                along = sum(map(mul, part, motion[start : start + 3]))
+                factor = min(factor, (max(along / length, 0.0) + growth) / length)
+            limited[start : start + 3] = [v * factor for v in part]
+        if self.needs_pose:
+            for axis, at in enumerate(pose[:3]):
+                low = min((self._low[axis] - at) / self._metres, 0.0)
+                high = max((self._high[axis] - at) / self._metres, 0.0)
+                limited[axis] = min(max(limited[axis], low), high)
+        limited[GRIPPER] = min(max(limited[GRIPPER], -1.0), 1.0)
+        return np.array(limited, np.float32), limited != wanted
 
 
 def hold(gripper: float) -> np.ndarray:

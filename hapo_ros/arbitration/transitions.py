@@ -25,6 +25,7 @@ class Trigger(Enum):
     SECOND_ARBITER = auto()
     TIME_RESET = auto()
     CLEAR_FAULT = auto()
+    RECORDING_ENDED = auto()  # the policy's steps would be lost; a human keeps the arm
 
 
 _P, _H, _HOLD, _F = Authority
@@ -50,6 +51,7 @@ TRANSITIONS: dict[tuple[Authority, Trigger], tuple[Authority, Reason]] = {
     (_P, Trigger.TIME_RESET): (_HOLD, Reason.TIME_WAS_RESET),
     (_H, Trigger.TIME_RESET): (_HOLD, Reason.TIME_WAS_RESET),
     (_HOLD, Trigger.TIME_RESET): (_HOLD, Reason.TIME_WAS_RESET),
+    (_P, Trigger.RECORDING_ENDED): (_HOLD, Reason.RECORDING_ENDED),
     (_P, Trigger.END_EPISODE): (_HOLD, Reason.NO_EPISODE),
     (_H, Trigger.END_EPISODE): (_HOLD, Reason.NO_EPISODE),
     (_HOLD, Trigger.END_EPISODE): (_HOLD, Reason.NO_EPISODE),

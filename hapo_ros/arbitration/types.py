@@ -29,9 +29,10 @@ class Tick:
     """One ObservationTick, field by field, without the topics that belong to it.
 
     stamp_ns: ROS time. applied_action: at the start of an episode, the hold that the robot stands
-    in (its last number is the gripper command). authority, epoch and policy_due echo the last
-    Decision the robot side knows of; at the start of an episode authority is HOLD and policy_due
-    is true.
+    in (its last number is the gripper command). eef_pose: (7,) of the hand, x y z (m) and
+    quaternion x y z w; a message of its own that belongs to the tick, None where it is unknown.
+    authority, epoch and policy_due echo the last Decision the robot side knows of; at the start of
+    an episode authority is HOLD and policy_due is true.
     """
 
     episode_id: str
@@ -40,6 +41,7 @@ class Tick:
     applied_sequence: int = -1
     applied: Applied = Applied.NO_DECISION
     applied_action: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    eef_pose: np.ndarray | None = None
     authority: Authority = Authority.HOLD
     epoch: int = 0
     policy_due: bool = True
@@ -111,6 +113,7 @@ class Event(IntEnum):
     CLEAR_FAULT = 7
     SECOND_ARBITER = 8
     TIME_RESET = 9
+    RECORDING_ENDED = 10  # by a fault, while the episode runs
 
 
 class Reason(IntEnum):
@@ -139,6 +142,8 @@ class Reason(IntEnum):
     FAULT_CLEARED = 20
     DEADMAN_RELEASED = 21
     RESTARTED = 22
+    POSE_UNKNOWN = 23
+    RECORDING_ENDED = 24
 
     @property
     def sentence(self) -> str:
@@ -176,18 +181,39 @@ _SENTENCES = {
     "resume.",
     Reason.RESTARTED: "The arbiter was restarted while an episode runs. Holding. Press resume, or "
     "take over.",
+    Reason.POSE_UNKNOWN: "The pose of the hand is unknown, so the workspace or the tool's frame "
+    "cannot be kept. Holding this step. Check the robot's pose.",
+    Reason.RECORDING_ENDED: "The recording ended by a fault, so the policy goes no further. "
+    "Holding. The recorder's log says why. A human may move the arm; start another episode.",
     Reason.FAULT_CLEARED: "The fault was cleared. Holding. Press resume to go on.",
 }
 
 
 @dataclass(frozen=True)
 class ArbiterConfig:
-    """Parameters of arbitration. Ranges are checked in ``__post_init__``; see config/."""
+    """Parameters of arbitration. Ranges are checked in ``__post_init__``; see config/.
+
+    The limits are ``limits.Limits``'s; those of a step are on the length of its vector. The
+    workspace is a box in the frame of the hand's pose; a side that is infinite is open. What
+    ``operator_frame`` means: the twist is one of the robot's base, of the tool (the hand as it
+    stands), or of a camera, whose ``camera_rotation`` (quaternion x y z w) says how its frame
+    (x into the image, y left, z up) stands in the base.
+    """
 
     linear_scale_m_s: float = 1.0  # speed of action 1.0 on x, y, z
     angular_scale_rad_s: float = 10.0  # rate of action 1.0 on roll, pitch, yaw
-    max_linear: float = 1.0  # largest x, y or z of an executed action
-    max_angular: float = 1.0  # largest roll, pitch or yaw of an executed action
+    control_period_s: float = 0.05
+    max_speed_m_s: tuple[float, ...] = (1.0, 1.0, 1.0)  # of x, y, z
+    max_rate_rad_s: tuple[float, ...] = (10.0, 10.0, 10.0)  # of roll, pitch, yaw
+    max_step_m: float = 0.1
+    max_step_rad: float = 1.0
+    max_acceleration_m_s2: float = 0.0  # 0: not limited
+    max_acceleration_rad_s2: float = 0.0
+    workspace_min_m: tuple[float, ...] = (-np.inf,) * 3
+    workspace_max_m: tuple[float, ...] = (np.inf,) * 3
+    operator_frame: str = "base"  # base | tool | camera
+    camera_rotation: tuple[float, ...] = (0.0, 0.0, 0.0, 1.0)
+    gripper_mode: str = "toggle"  # toggle | hold: closed as long as the button is down
     takeover_threshold: float = 0.15  # deflection that takes over
     release_threshold: float = 0.08  # below it the cap is neutral
     handback: str = "button"  # button | release | deadman
@@ -208,13 +234,30 @@ class ArbiterConfig:
         for name in (
             "linear_scale_m_s",
             "angular_scale_rad_s",
-            "max_linear",
-            "max_angular",
+            "control_period_s",
+            "max_step_m",
+            "max_step_rad",
             "release_after_s",
             "device_timeout_s",
         ):
             value = getattr(self, name)
             check(np.isfinite(value) and value > 0, f"{name} must be above 0, not {value}")
+        for name in ("max_speed_m_s", "max_rate_rad_s"):
+            value = _numbers(self, name, 3)
+            check(np.all(np.isfinite(value) & (value > 0)), f"{name} must be above 0, not {value}")
+        for name in ("max_acceleration_m_s2", "max_acceleration_rad_s2"):
+            value = getattr(self, name)
+            check(np.isfinite(value) and value >= 0, f"{name} must be at least 0, not {value}")
+        low, high = (_numbers(self, f"workspace_{end}_m", 3) for end in ("min", "max"))
+        check(bool(np.all(low < high)), f"the workspace has no room: {low} to {high}")
+        length = np.linalg.norm(_numbers(self, "camera_rotation", 4))
+        check(abs(length - 1) < 1e-3, f"camera_rotation has length {length:.3g}, not 1")
+        for name, known in (
+            ("operator_frame", ("base", "tool", "camera")),
+            ("gripper_mode", ("toggle", "hold")),
+        ):
+            value = getattr(self, name)
+            check(value in known, f"{name} must be one of {', '.join(known)}, not {value!r}")
         check(
             0 < self.release_threshold < self.takeover_threshold < 1,
             "0 < release_threshold < takeover_threshold < 1 is needed, not "
@@ -235,3 +278,13 @@ class ArbiterConfig:
             min(self.gripper_button, self.authority_button) >= 0,
             f"buttons are numbered from 0: {self.gripper_button} and {self.authority_button}",
         )
+
+
+def _numbers(config: ArbiterConfig, name: str, n: int) -> np.ndarray:
+    """(n,) of a field; ValueError for another number of numbers."""
+    values = np.asarray(getattr(config, name), np.float64)
+    if values.shape != (n,):
+        raise ValueError(
+            f"arbiter configuration: {name} must be {n} numbers, not {values.tolist()}"
+        )
+    return values
