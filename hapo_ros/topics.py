@@ -15,6 +15,7 @@ EXECUTED_ACTION = "arbiter/executed_action"
 AUTHORITY_STATUS = "arbiter/status"
 JOY = "operator/joy"
 TWIST = "operator/twist"
+ESTOP = "estop"  # Bool: an e-stop, or a robot's fault; latched by the arbiter
 EPISODE_INFO = "episode/info"
 EPISODE_STATE = "episode/state"
 

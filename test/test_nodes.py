@@ -384,17 +384,18 @@ class Around:
 
     PERIOD_NS = 50_000_000
 
-    def __init__(self, probe):
+    def __init__(self, probe, lock_step=False):
         from hapo_ros.nodes.common import ros_types
 
         self.types, self.probe = ros_types(), probe
+        self.began_ns = time.time_ns()
         names = (topics.EPISODE_STATE, topics.OBSERVATION_TICK, topics.POLICY_ACTION)
         self.publishers = {
             name: probe.publisher(name) for name in (*names, topics.JOY, topics.TWIST)
         }
         self.executed = probe.listen(topics.EXECUTED_ACTION)
         self.status = probe.listen(topics.AUTHORITY_STATUS)
-        wait_for(lambda: self.executed and self.status)
+        wait_for(lambda: self.status and (lock_step or self.executed))
         wait_for(lambda: all(p.get_subscription_count() for p in self.publishers.values()))
 
     def episode(self, episode_id="ep", state=2):
@@ -403,9 +404,12 @@ class Around:
         self.publishers[topics.EPISODE_STATE].publish(message)
 
     def tick(self, sequence, episode_id="ep", epoch=0):
-        tick = Tick(episode_id, sequence, (sequence + 1) * self.PERIOD_NS, epoch=epoch)
+        tick = Tick(episode_id, sequence, self.stamp_ns(sequence), epoch=epoch)
         message = messages.tick_message(self.types, tick, {})
         self.publishers[topics.OBSERVATION_TICK].publish(message)
+
+    def stamp_ns(self, sequence) -> int:
+        return self.began_ns + sequence * self.PERIOD_NS
 
     def answer(self, sequence, x=0.5, episode_id="ep", epoch=0, length=7):
         actions = np.array([[x, 0, 0, 0, 0, 0, -1]], np.float32)[:, :length]
@@ -444,12 +448,220 @@ class Around:
         assert first.label == labels.POLICY and first.policy_version == VERSION
 
 
+# Of an arbiter that a busy machine does not make hold.
+PATIENT = {
+    "policy_deadline_s": 0.5,
+    "tick_timeout_s": 2.0,
+    "device_timeout_s": 5.0,
+    "stamp_tolerance_s": 3000.0,
+}
+
+
 @pytest.fixture
 def around(start, probe, request):
     """An arbiter that waits long enough for this test, and its surroundings."""
-    limits = {"policy_deadline_s": 0.5, "tick_timeout_s": 2.0, "device_timeout_s": 5.0}
-    start("arbiter", on_device_lost="continue", **(limits | getattr(request, "param", {})))
+    start("arbiter", on_device_lost="continue", **(PATIENT | getattr(request, "param", {})))
     return Around(probe)
+
+
+def test_without_the_hands_pose_the_tools_frame_is_unknown_and_with_it_the_motion_is_turned(
+    start, probe
+):
+    start("arbiter", on_device_lost="continue", operator_frame="tool", **PATIENT)
+    around = Around(probe)
+    poses = probe.publisher(topics.EEF_POSE)
+    wait_for(poses.get_subscription_count)
+    around.begin()
+    around.device(0.0)
+    around.device(0.5)
+    around.tick(1)
+    blind = around.decided(1)
+    assert (blind.authority, blind.label) == (Authority.HUMAN, labels.NONE)
+    assert blind.reason == Reason.POSE_UNKNOWN and not any(blind.action[:6])
+    # The tool's x points along the base's y.
+    turn = [0, 0, np.sqrt(0.5), np.sqrt(0.5)]
+    pose = messages.pose_message(around.types, [0, 0, 1, *turn], around.stamp_ns(2))
+    poses.publish(pose)
+    around.tick(2)
+    around.device(0.5)
+    moved = around.decided(2)
+    assert moved.label == labels.HUMAN
+    assert moved.action[:3].tolist() == pytest.approx([0, 0.5, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize("durability", ["TRANSIENT_LOCAL", "VOLATILE"])
+def test_an_estop_is_latched_and_cleared_only_when_it_is_released(around, durability):
+    from rclpy.qos import DurabilityPolicy, QoSProfile
+    from std_msgs.msg import Bool
+
+    from hapo_ros.srv import RequestAuthority
+
+    node = around.probe.node
+    qos = QoSProfile(depth=1, durability=DurabilityPolicy[durability])
+    estop = node.create_publisher(Bool, topics.ESTOP, qos)
+    client = node.create_client(RequestAuthority, topics.REQUEST_AUTHORITY)
+    wait_for(lambda: estop.get_subscription_count() >= 1 and client.service_is_ready())
+
+    def clear():
+        reply = client.call_async(RequestAuthority.Request(event=int(Event.CLEAR_FAULT)))
+        wait_for(reply.done)
+        return reply.result()
+
+    around.begin()
+    estop.publish(Bool(data=True))
+    sequence = iter(range(1, 10_000))
+
+    def step(until):
+        """Ticks, with a device at rest, until a decision is as it is to be."""
+
+        def decided():
+            number = next(sequence)
+            around.device(0.0)
+            around.tick(number)
+            around.answer(number, epoch=around.executed[-1].epoch)
+            return until(around.decided(number))
+
+        wait_for(decided)
+
+    step(lambda d: d.authority == Authority.FAULT and d.reason == Reason.ESTOPPED)
+    refused = clear()
+    assert not refused.ok and "still pressed" in refused.text
+    step(lambda d: d.authority == Authority.FAULT)
+    estop.publish(Bool(data=False))
+    step(lambda d: d.authority == Authority.FAULT)  # released is not cleared
+    wait_for(lambda: clear().ok)
+    step(lambda d: d.authority == Authority.HOLD and d.reason == Reason.FAULT_CLEARED)
+
+
+def test_an_arbiter_that_is_started_under_a_pressed_estop_is_in_fault(start, probe):
+    from rclpy.qos import DurabilityPolicy, QoSProfile
+    from std_msgs.msg import Bool
+
+    qos = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+    probe.node.create_publisher(Bool, topics.ESTOP, qos).publish(Bool(data=True))
+    start("arbiter", on_device_lost="continue")
+    executed = probe.listen(topics.EXECUTED_ACTION)
+    wait_for(lambda: executed and executed[-1].authority == Authority.FAULT)
+    assert executed[-1].reason == Reason.ESTOPPED and not any(executed[-1].action[:6])
+
+
+def test_a_second_arbiter_is_a_fault_of_both_which_name_each_other(around, start):
+    around.begin()
+    assert around.executed[-1].authority == Authority.POLICY
+    start("arbiter", "-r", "__node:=another_arbiter", on_device_lost="continue")
+    seen = Reason.SECOND_ARBITER_SEEN
+
+    def both_know():
+        texts = " ".join(m.text for m in around.status if m.reason == seen)
+        return "/another_arbiter" in texts and "/arbiter" in texts.replace("/another_arbiter", "")
+
+    wait_for(both_know)
+    known = len(around.executed)
+    wait_for(lambda: len(around.executed) > known + 20)
+    for message in around.executed[known:]:
+        assert message.authority == Authority.FAULT and not any(message.action[:6])
+
+
+def test_a_stray_script_that_commands_the_robot_is_a_fault_that_names_it(around):
+    from hapo_ros.msg import ExecutedAction
+
+    around.begin()
+    stray = around.probe.node.create_publisher(ExecutedAction, topics.EXECUTED_ACTION, 10)
+    wait_for(lambda: stray.get_subscription_count() >= 2)
+    assert around.executed[-1].authority == Authority.POLICY  # it has said nothing yet
+    command = ExecutedAction(episode_id="ep", sequence=1, action=[1.0] * 7, tick=True)
+    wait_for(lambda: around.status[-1].authority == Authority.FAULT, lambda: stray.publish(command))
+    assert "/probe" in around.status[-1].text
+
+
+def test_time_that_goes_back_ends_the_episode_and_disarms(start, probe):
+    start("arbiter", lock_step="true", on_device_lost="continue")
+    around = Around(probe, lock_step=True)
+
+    def step(sequence, stamp_ns, x=0.0):
+        tick = Tick("ep", sequence, stamp_ns)
+        axes = np.array([x, 0, 0, 0, 0, 0], np.float32)
+        message = messages.tick_message(around.types, tick, {})
+        around.publishers[topics.OBSERVATION_TICK].publish(message)
+        built = messages.operator_messages(
+            around.types, axes, (0, 0), axes.astype(np.float64), stamp_ns
+        )
+        for name, report in built.items():
+            around.publishers[name].publish(report)
+        around.answer(sequence)
+        return around.decided(sequence)
+
+    around.episode()
+    for sequence in range(5):
+        assert step(sequence, (100 + sequence) * around.PERIOD_NS).label == labels.POLICY
+    reset = step(5, 3 * around.PERIOD_NS, x=0.9)
+    assert (reset.authority, reset.label) == (Authority.HOLD, labels.NONE)
+    assert reset.reason == Reason.TIME_WAS_RESET and not any(reset.action[:6])
+    moved = step(6, 4 * around.PERIOD_NS, x=0.9)  # a cap that is not at rest takes nothing over
+    assert moved.authority == Authority.HOLD and not any(moved.action[:6])
+
+
+def test_a_stamp_far_from_now_is_refused_and_counted(around):
+    around.begin()
+    around.device(0.0)
+    hours_ns = 3_600_000_000_000
+    axes = np.array([0.9, 0, 0, 0, 0, 0], np.float32)
+    for offset_ns in (-hours_ns, hours_ns):
+        built = messages.operator_messages(
+            around.types, axes, (0, 0), axes.astype(np.float64), time.time_ns() + offset_ns
+        )
+        for name, message in built.items():
+            around.publishers[name].publish(message)
+    assert around.policy_step(1).label == labels.POLICY  # no one took over
+    wait_for(lambda: int(diagnosis(around).get("stamps_refused", 0)) >= 2)
+
+
+def test_a_twist_of_another_frame_is_refused_and_counted(around):
+    around.begin()
+    around.device(0.0)
+    axes = np.array([0.9, 0, 0, 0, 0, 0], np.float32)
+    built = messages.operator_messages(
+        around.types, axes, (0, 0), axes.astype(np.float64), time.time_ns(), "some_camera"
+    )
+    for name, message in built.items():
+        around.publishers[name].publish(message)
+    assert around.policy_step(1).label == labels.POLICY
+    wait_for(lambda: int(diagnosis(around).get("device_reports_refused", 0)) >= 1)
+
+
+def diagnosis(around) -> dict:
+    """What the arbiter last said on /diagnostics, by name."""
+    from diagnostic_msgs.msg import DiagnosticArray
+
+    if "/diagnostics" not in around.probe.heard:
+        heard = around.probe.heard["/diagnostics"] = []
+        around.probe.node.create_subscription(DiagnosticArray, "/diagnostics", heard.append, 10)
+    wait_for(lambda: around.probe.heard["/diagnostics"])
+    (status,) = around.probe.heard["/diagnostics"][-1].status
+    return {value.key: value.value for value in status.values}
+
+
+def test_when_the_recording_fails_the_policy_stops_and_a_human_moves_on(around):
+    around.begin()
+    around.episode(state=5)  # FAILED
+    sequence = iter(range(1, 10_000))  # topics have no order among each other
+
+    def until(authority):
+        def decided():
+            number = next(sequence)
+            around.tick(number)
+            around.answer(number)
+            decision = around.decided(number)
+            return decision if decision.authority == authority else None
+
+        return wait_for(decided)
+
+    stopped = until(Authority.HOLD)
+    assert stopped.reason == Reason.RECORDING_ENDED and not any(stopped.action[:6])
+    around.device(0.0)
+    wait_for(lambda: around.status[-1].device_armed)
+    around.device(0.7)
+    assert until(Authority.HUMAN).action[0] == pytest.approx(0.7)
 
 
 def test_the_arbiter_takes_old_repeated_and_foreign_messages_for_what_they_are(around):

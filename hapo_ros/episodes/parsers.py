@@ -144,6 +144,12 @@ def state_vector_from(message) -> dict[str, float]:
     return dict(zip(names, values, strict=True))
 
 
+def pose_from(message) -> np.ndarray:
+    """(7,) float64 of a PoseStamped: x y z in m and the quaternion x y z w."""
+    at, turn = message.pose.position, message.pose.orientation
+    return np.array([at.x, at.y, at.z, turn.x, turn.y, turn.z, turn.w], np.float64)
+
+
 def observation_from(messages: dict[str, object]) -> Observation:
     """Observation of the messages of one tick, by topic; images as far as there are any.
 
@@ -152,8 +158,6 @@ def observation_from(messages: dict[str, object]) -> Observation:
     for name in (topics.JOINT_STATE, topics.EEF_POSE):
         if name not in messages:
             raise ValueError(f"the observation has no {name}")
-    pose = messages[topics.EEF_POSE].pose
-    position, turn = pose.position, pose.orientation
     state = messages.get(topics.OBJECT_STATE)
     cameras = {name: IMAGE_TOPIC.fullmatch(name) for name in messages}
     return Observation(
@@ -161,9 +165,7 @@ def observation_from(messages: dict[str, object]) -> Observation:
         joint_positions=vector(
             messages[topics.JOINT_STATE].position, np.float64, "joint positions"
         ),
-        eef_pose=np.array(
-            [position.x, position.y, position.z, turn.x, turn.y, turn.z, turn.w], np.float64
-        ),
+        eef_pose=pose_from(messages[topics.EEF_POSE]),
         object_state=(
             None if state is None else np.array(list(state_vector_from(state).values()), np.float64)
         ),

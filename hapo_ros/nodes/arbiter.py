@@ -4,12 +4,22 @@ The decision itself is ``hapo_ros.arbitration``; this file only says when there 
 """
 
 from collections import OrderedDict
+from dataclasses import replace
 
-from geometry_msgs.msg import TwistStamped
+from diagnostic_msgs.msg import DiagnosticStatus
+from geometry_msgs.msg import PoseStamped, TwistStamped
 from sensor_msgs.msg import Joy
+from std_msgs.msg import Bool
 
 from hapo_ros import topics
-from hapo_ros.arbitration import Arbiter, ArbiterConfig, Authority, Event, Reason
+from hapo_ros.arbitration import (
+    Arbiter,
+    ArbiterConfig,
+    Authority,
+    Event,
+    PolicyCommand,
+    Reason,
+)
 from hapo_ros.episodes import messages
 from hapo_ros.msg import (
     AuthorityStatus,
@@ -18,106 +28,103 @@ from hapo_ros.msg import (
     ObservationTick,
     PolicyAction,
 )
-from hapo_ros.nodes.common import LATCHED, RECORD, STATUS, FatalError, HapoNode, Parameter, run
+from hapo_ros.nodes.common import (
+    COMMAND,
+    LATCHED,
+    RECORD,
+    STATUS,
+    FatalError,
+    HapoNode,
+    Parameter,
+    run,
+)
+from hapo_ros.nodes.polling import OnlySpeaker
 from hapo_ros.srv import RequestAuthority
 
+
+def _core(name: str, text: str, unit: str = "", low=None, high=None, choices=()) -> Parameter:
+    """A parameter that is a field of :class:`ArbiterConfig`, with its default."""
+    default = getattr(_DEFAULTS, name)
+    default = list(default) if isinstance(default, tuple) else default
+    return Parameter(name, default, text, unit, low, high, choices)
+
+
 _DEFAULTS = ArbiterConfig()
+_UNBOUNDED = float("inf")
 PARAMETERS = (
     Parameter("lock_step", False, "Decide only when every input of the tick is there (simulation)"),
-    Parameter("control_period_s", 0.05, "Time between ticks", "s", 0.002, 1.0),
+    _core("control_period_s", "Time between ticks", "s", 0.002, 1.0),
     Parameter(
         "policy_deadline_s", 0.04, "Longest wait for the policy after a tick", "s", 0.001, 1.0
     ),
     Parameter("tick_timeout_s", 0.25, "Without a tick for this long, own timer", "s", 0.01, 10.0),
+    Parameter(
+        "stamp_tolerance_s",
+        5.0,
+        "In real time, ticks and reports stamped further from now are refused",
+        "s",
+        0.1,
+        1e6,
+    ),
     Parameter("status_hz", 5.0, "Rate of AuthorityStatus beside changes", "Hz", 0.5, 50.0),
     Parameter(
         "readers", 0, "Readers of ExecutedAction to wait for before the first decision", "", 0, 10
     ),
-    Parameter(
-        "linear_scale_m_s", _DEFAULTS.linear_scale_m_s, "Speed of action 1", "m/s", 1e-3, 10.0
-    ),
-    Parameter(
-        "angular_scale_rad_s",
-        _DEFAULTS.angular_scale_rad_s,
-        "Rate of action 1",
-        "rad/s",
-        1e-3,
-        50.0,
-    ),
-    Parameter("max_linear", 1.0, "Largest x, y or z of an executed action", "", 1e-3, 1.0),
-    Parameter(
-        "max_angular", 1.0, "Largest roll, pitch or yaw of an executed action", "", 1e-3, 1.0
-    ),
-    Parameter(
-        "takeover_threshold",
-        _DEFAULTS.takeover_threshold,
-        "Deflection that takes over",
-        "",
-        0.01,
-        0.99,
-    ),
-    Parameter(
-        "release_threshold",
-        _DEFAULTS.release_threshold,
-        "Below it the cap is neutral",
-        "",
-        0.005,
-        0.98,
-    ),
-    Parameter(
-        "handback",
-        _DEFAULTS.handback,
-        "How the operator hands back",
-        choices=("button", "release", "deadman"),
-    ),
-    Parameter(
-        "release_after_s",
-        _DEFAULTS.release_after_s,
-        "Neutral for this long hands back",
-        "s",
-        0.05,
-        10.0,
-    ),
-    Parameter("min_dwell_s", _DEFAULTS.min_dwell_s, "Least time between hand-overs", "s", 0.0, 5.0),
-    Parameter(
-        "gripper_button", _DEFAULTS.gripper_button, "Button that toggles the gripper", "", 0, 31
-    ),
-    Parameter(
-        "authority_button",
-        _DEFAULTS.authority_button,
-        "Button that takes over and hands back",
-        "",
+    _core("linear_scale_m_s", "Speed of action 1", "m/s", 1e-3, 10.0),
+    _core("angular_scale_rad_s", "Rate of action 1", "rad/s", 1e-3, 50.0),
+    _core("max_speed_m_s", "Largest speed along x, y, z", "m/s", 1e-4, 10.0),
+    _core("max_rate_rad_s", "Largest rate of roll, pitch, yaw", "rad/s", 1e-4, 50.0),
+    _core("max_step_m", "Longest way in one control period", "m", 1e-5, 1.0),
+    _core("max_step_rad", "Largest turn in one control period", "rad", 1e-5, 10.0),
+    _core(
+        "max_acceleration_m_s2",
+        "How fast the speed may grow; 0: any. A stop is at once",
+        "m/s2",
         0,
-        31,
+        1e3,
     ),
-    Parameter(
-        "device_timeout_s",
-        _DEFAULTS.device_timeout_s,
-        "Silence after which the device is lost",
-        "s",
-        0.02,
-        10.0,
+    _core("max_acceleration_rad_s2", "The same of the rate", "rad/s2", 0, 1e4),
+    _core(
+        "workspace_min_m",
+        "Lower corner of the box that the hand is kept in",
+        "m",
+        -_UNBOUNDED,
+        _UNBOUNDED,
     ),
-    Parameter(
-        "on_device_lost",
-        _DEFAULTS.on_device_lost,
-        "While the policy has control",
-        choices=("hold", "continue"),
+    _core("workspace_max_m", "Upper corner", "m", -_UNBOUNDED, _UNBOUNDED),
+    _core(
+        "operator_frame",
+        "Whose axes the operator's motion is in",
+        choices=("base", "tool", "camera"),
     ),
-    Parameter(
-        "max_policy_failures",
-        _DEFAULTS.max_policy_failures,
-        "Policy steps late or refused in a row before a hold",
+    _core(
+        "camera_rotation",
+        "Quaternion x y z w of the camera (x into the image, y left, z up) in the base",
         "",
-        1,
-        1000,
+        -1.0,
+        1.0,
+    ),
+    Parameter("operator_frame_id", "base_link", "Frame that the operator's twist must be in"),
+    _core("takeover_threshold", "Deflection that takes over", "", 0.01, 0.99),
+    _core("release_threshold", "Below it the cap is neutral", "", 0.005, 0.98),
+    _core("handback", "How the operator hands back", choices=("button", "release", "deadman")),
+    _core("release_after_s", "Neutral for this long hands back", "s", 0.05, 10.0),
+    _core("min_dwell_s", "Least time between hand-overs", "s", 0.0, 5.0),
+    _core("gripper_button", "Button of the gripper", "", 0, 31),
+    _core(
+        "gripper_mode", "A press toggles it, or it is closed while held", choices=("toggle", "hold")
+    ),
+    _core("authority_button", "Button that takes over and hands back", "", 0, 31),
+    _core("device_timeout_s", "Silence after which the device is lost", "s", 0.02, 10.0),
+    _core("on_device_lost", "While the policy has control", choices=("hold", "continue")),
+    _core(
+        "max_policy_failures", "Policy steps late or refused in a row before a hold", "", 1, 1000
     ),
 )
 _STATES_WITHOUT_EPISODE = (
     EpisodeState.IDLE,
     EpisodeState.CLOSING,
     EpisodeState.FINISHED,
-    EpisodeState.FAILED,
 )
 
 
@@ -143,8 +150,13 @@ class ArbiterNode(HapoNode):
         self._events = []
         self._labels = [0, 0, 0, 0]
         self._announced = None  # authority and reason last logged
+        self._poses: OrderedDict[int, object] = OrderedDict()  # stamp -> PoseStamped
+        self._newest_stamp_ns = 0  # of the ticks
+        self._estop_is_pressed = False
+        self._other_commanders = ""
 
-        self._executed = self.create_publisher(ExecutedAction, topics.EXECUTED_ACTION, RECORD)
+        self._executed = self.create_publisher(ExecutedAction, topics.EXECUTED_ACTION, COMMAND)
+        self._commander = OnlySpeaker(self, self._executed, _key)
         self._status = self.create_publisher(AuthorityStatus, topics.AUTHORITY_STATUS, STATUS)
         self.create_subscription(ObservationTick, topics.OBSERVATION_TICK, self._on_tick, RECORD)
         self.create_subscription(PolicyAction, topics.POLICY_ACTION, self._on_policy, RECORD)
@@ -153,9 +165,15 @@ class ArbiterNode(HapoNode):
             TwistStamped, topics.TWIST, lambda m: self._on_device(topics.TWIST, m), RECORD
         )
         self.create_subscription(EpisodeState, topics.EPISODE_STATE, self._on_episode, LATCHED)
+        if self.core.needs_pose:
+            self.create_subscription(PoseStamped, topics.EEF_POSE, self._on_pose, RECORD)
+        for qos in (LATCHED, 10):  # an e-stop that is latched, and one that is not
+            self.create_subscription(Bool, topics.ESTOP, self._on_estop, qos)
         self.create_service(RequestAuthority, topics.REQUEST_AUTHORITY, self._on_request)
 
         self.every(1.0 / self.parameters.status_hz, self._publish_status)
+        self.every(self.parameters.control_period_s, self._watch_commander)
+        self.diagnose(self._diagnosis)
         if not self.parameters.lock_step:
             self._deadline = self.every(self.parameters.policy_deadline_s, self._on_deadline)
             self._deadline.cancel()
@@ -178,11 +196,26 @@ class ArbiterNode(HapoNode):
             self._samples, self._events = [], []
             self._announce()
 
+        elif message.state == EpisodeState.FAILED and self._episode is not None:
+            # The robot goes on: a human who has the arm keeps it.
+            self._events.append(Event.RECORDING_ENDED)
+
+    def _on_estop(self, message: Bool) -> None:
+        if message.data and not self._estop_is_pressed:
+            self._events.append(Event.ESTOP)
+        self._estop_is_pressed = message.data
+
     def _on_request(self, request, response):
         try:
             event = Event(request.event)
         except ValueError:
             event = None
+        if event is Event.CLEAR_FAULT and self._estop_is_pressed:
+            response.ok, response.text = (
+                False,
+                f"{topics.ESTOP} is still pressed. Release it first.",
+            )
+            return response
         if event not in (Event.RESUME, Event.HOLD, Event.ESTOP, Event.CLEAR_FAULT):
             response.ok, response.text = False, f"{request.event} is no request of an operator."
             return response
@@ -201,6 +234,8 @@ class ArbiterNode(HapoNode):
             return
         if decision := self.core.decided(tick):
             self._publish(decision, tick.stamp_ns)  # it was sent again: so is the decision
+            return
+        if not self._is_timely("tick", tick.stamp_ns):
             return
         if tick.episode_id == self._decided[0] and tick.sequence <= self._decided[1]:
             self.core.counts["old_ticks"] += 1
@@ -237,6 +272,8 @@ class ArbiterNode(HapoNode):
 
     def _on_device(self, topic: str, message) -> None:
         at = messages.message_stamp_ns(message)
+        if not self._is_timely("device report", at):
+            return
         pair = self._devices.setdefault(at, {})
         pair[topic] = message
         if len(pair) < 2:
@@ -246,11 +283,43 @@ class ArbiterNode(HapoNode):
         del self._devices[at]
         try:
             sample = messages.human_sample_from(pair[topics.JOY], pair[topics.TWIST], self.now_s())
+            self._require_frame(pair[topics.TWIST])
         except ValueError as error:
             self._refuse("device_reports_refused", f"A device report was refused: {error}.")
             return
         self._samples.append(sample)
         self._decide_if_ready()
+
+    def _require_frame(self, twist: TwistStamped) -> None:
+        found, wanted = twist.header.frame_id, self.parameters.operator_frame_id
+        if found != wanted:
+            raise ValueError(
+                f"its twist is in frame {found!r} and not in {wanted!r} (operator_frame_id)"
+            )
+
+    def _on_pose(self, message: PoseStamped) -> None:
+        self._poses[messages.message_stamp_ns(message)] = message
+        while len(self._poses) > 20:
+            self._poses.popitem(last=False)
+        self._decide_if_ready()
+
+    def _is_timely(self, what: str, stamp_ns: int) -> bool:
+        """Whether a stamp can be true. In lock-step time is the ticks': it must not go back."""
+        if self.parameters.lock_step:
+            if what == "tick" and stamp_ns < self._newest_stamp_ns:
+                self._events.append(Event.TIME_RESET)
+            if what == "tick":
+                self._newest_stamp_ns = stamp_ns
+            return True
+        away_s = (stamp_ns - self.ros_now_ns()) / 1e9
+        if abs(away_s) <= self.parameters.stamp_tolerance_s:
+            return True
+        self._refuse(
+            "stamps_refused",
+            f"A {what} is stamped {away_s:+.1f} s from now (more than stamp_tolerance_s). It was "
+            "refused. Synchronise the clocks of the machines.",
+        )
+        return False
 
     def _refuse(self, what: str, sentence: str) -> None:
         self.core.counts[what] += 1
@@ -285,23 +354,31 @@ class ArbiterNode(HapoNode):
             sample.stamp_ns == tick.stamp_ns for sample in self._samples
         ):
             return False
-        policy = self._policy
-        if policy is not None and (policy.episode_id, policy.sequence) != (
-            tick.episode_id,
-            tick.sequence,
-        ):
-            policy = None
-        arguments = (self._time_s(), tick, policy, self._samples, self._events)
+        policy = self._answer_to(tick)
+        if self.core.needs_pose and self._with_pose(tick).eef_pose is None:
+            return False
+        arguments = (self._time_s(), self._with_pose(tick), policy, self._samples, self._events)
         if not self.core.ready(*arguments):
             return False
         self._step(tick, policy)
         return True
 
+    def _answer_to(self, tick) -> PolicyCommand | None:
+        """The policy's answer to this tick, where it is there."""
+        policy = self._policy
+        asked = (tick.episode_id, tick.sequence)
+        return policy if policy and (policy.episode_id, policy.sequence) == asked else None
+
+    def _with_pose(self, tick):
+        """The tick with the hand's pose of its stamp, where it is needed and there."""
+        message = self._poses.get(tick.stamp_ns)
+        return tick if message is None else replace(tick, eef_pose=messages.pose_from(message))
+
     def _on_deadline(self) -> None:
         self._deadline.cancel()
         tick = self._tick
         if tick is not None and self._is_running(tick) and not self._decide_if_ready():
-            self._step(tick, None)
+            self._step(tick, self._answer_to(tick))
 
     def _watch_ticks(self) -> None:
         silence = self.now_s() - self._tick_received_s
@@ -309,7 +386,8 @@ class ArbiterNode(HapoNode):
             self._step(None, None)
 
     def _step(self, tick, policy) -> None:
-        decision = self.core.step(self._time_s(), tick, policy, self._samples, self._events)
+        seen = None if tick is None else self._with_pose(tick)
+        decision = self.core.step(self._time_s(), seen, policy, self._samples, self._events)
         self._samples, self._events = [], []
         if tick is not None:
             self._tick, self._decided = None, (tick.episode_id, tick.sequence)
@@ -327,7 +405,7 @@ class ArbiterNode(HapoNode):
         self._announced = (authority, reason)
         self._publish_status()
         if reason not in (Reason.POLICY_ACTS, Reason.HUMAN_ACTS):
-            sentence = f"[{authority.name}] {reason.sentence}"
+            sentence = f"[{authority.name}] {self._text()}"
             # rclpy ends a node that logs at two severities from one line.
             if authority in (Authority.POLICY, Authority.HUMAN):
                 self.get_logger().info(sentence)
@@ -335,9 +413,35 @@ class ArbiterNode(HapoNode):
                 self.get_logger().warning(sentence)
 
     def _publish(self, decision, stamp_ns: int, tick: bool = True) -> None:
-        self._executed.publish(
+        self._commander.publish(
             messages.executed_action_message(self.types, decision, stamp_ns, tick=tick)
         )
+
+    def _watch_commander(self) -> None:
+        if others := self._commander.others():
+            self._events.append(Event.SECOND_ARBITER)
+            self._other_commanders = others
+
+    def _text(self) -> str:
+        """The reason, as a sentence."""
+        sentence = self.core.reason.sentence
+        if self.core.reason is Reason.SECOND_ARBITER_SEEN:
+            sentence += f" It is {self._other_commanders}."
+        return sentence
+
+    def _diagnosis(self):
+        core = self.core
+        levels = {Authority.FAULT: DiagnosticStatus.ERROR, Authority.HOLD: DiagnosticStatus.WARN}
+        known = {
+            "authority": core.authority.name,
+            "episode": self._episode.episode_id if self._episode else "",
+            "device_live": core.device_live(self._time_s()),
+            "device_armed": core.armed,
+            "estop_pressed": self._estop_is_pressed,
+            "takeovers": core.takeovers,
+        }
+        level = levels.get(core.authority, DiagnosticStatus.OK)
+        return level, self._text(), known | dict(core.counts)
 
     def _publish_status(self) -> None:
         core = self.core
@@ -359,6 +463,7 @@ class ArbiterNode(HapoNode):
                 device_armed=core.armed,
                 takeovers=core.takeovers,
                 labels=self._labels,
+                text=self._text(),
             )
         )
 
@@ -368,6 +473,12 @@ class ArbiterNode(HapoNode):
         self._publish(decision, self.ros_now_ns(), tick=False)
         self._publish_status()
         self.until_heard(self._executed, self._status)
+
+
+def _key(message: ExecutedAction):
+    """What tells one decision from another."""
+    stamp = messages.message_stamp_ns(message)
+    return stamp, message.sequence, message.tick, message.authority, message.action.tobytes()
 
 
 def main(argv=None) -> int:

@@ -1,5 +1,6 @@
 """What every node shares: parameters, QoS, message classes, clocks, and a clean way to end."""
 
+import array
 import fcntl
 import json
 import math
@@ -8,7 +9,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -16,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rcl_interfaces.msg import (
     FloatingPointRange,
     IntegerRange,
@@ -48,6 +50,14 @@ LATCHED = QoSProfile(
     history=HistoryPolicy.KEEP_LAST,
     reliability=ReliabilityPolicy.RELIABLE,
     durability=DurabilityPolicy.TRANSIENT_LOCAL,
+)
+# What moves the robot. It is the record too, so it lives longer than it is of use to the robot, who
+# tells what is too late by its sequence; who asks for the deadline hears when nothing comes.
+COMMAND = QoSProfile(
+    depth=200,
+    reliability=ReliabilityPolicy.RELIABLE,
+    deadline=Duration(seconds=1.0),
+    lifespan=Duration(seconds=5.0),
 )
 # A reader whose arbiter died hears of it: no sign of life within the lease.
 STATUS = QoSProfile(
@@ -86,9 +96,13 @@ class Parameter:
         return " ".join(parts)
 
     def problem(self, value) -> str:
-        """Why ``value`` cannot be used, as a sentence; empty if it can."""
+        """Why ``value`` cannot be used, as a sentence; empty if it can. A range is that of each."""
         if self.choices and value not in self.choices:
             return f"{self.name} must be one of {', '.join(self.choices)}, not {value!r}."
+        if isinstance(value, list | tuple | array.array):
+            if len(value) != len(self.default) and isinstance(self.default[0], float):
+                return f"{self.name} must be {len(self.default)} numbers, not {len(value)}."
+            return next(filter(None, map(self.problem, value)), "")
         if not isinstance(value, int | float) or isinstance(value, bool):
             return ""
         low = -math.inf if self.minimum is None else self.minimum
@@ -178,6 +192,25 @@ class HapoNode(Node):
             )
         )
         return SimpleNamespace(**values)
+
+    def diagnose(self, look: Callable[[], tuple[bytes, str, Mapping[str, object]]]) -> None:
+        """Publish what ``look`` gives on /diagnostics at 1 Hz: level, sentence, values by name."""
+        publisher = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
+
+        def publish():
+            level, text, values = look()
+            status = DiagnosticStatus(
+                level=level,
+                name=f"{self.get_fully_qualified_name()[1:]}: {self.get_name()}",
+                message=text,
+                hardware_id="hapo_ros",
+                values=[KeyValue(key=key, value=str(value)) for key, value in values.items()],
+            )
+            array_ = DiagnosticArray(status=[status])
+            array_.header.stamp = self.get_clock().now().to_msg()
+            publisher.publish(array_)
+
+        self.every(1.0, publish)
 
     def every(self, period_s: float, callback: Callable[[], None]):
         """A timer on the steady clock, whatever ROS time does."""

@@ -14,7 +14,16 @@ from hapo_ros.action import LoadPolicy
 from hapo_ros.arbitration import PolicyCommand
 from hapo_ros.episodes import messages
 from hapo_ros.msg import EpisodeState, ObservationTick, PolicyAction, StateVector
-from hapo_ros.nodes.common import IMAGES, LATCHED, RECORD, FatalError, HapoNode, Parameter, run
+from hapo_ros.nodes.common import (
+    COMMAND,
+    IMAGES,
+    LATCHED,
+    RECORD,
+    FatalError,
+    HapoNode,
+    Parameter,
+    run,
+)
 from hapo_ros.nodes.joining import TickJoiner
 from hapo_ros.policies.promoted import current
 
@@ -76,7 +85,7 @@ class PolicyNode(HapoNode):
         if self._policy.object_state:
             wanted[topics.OBJECT_STATE] = StateVector
         self._joiner = TickJoiner(wanted)
-        self._actions = self.create_publisher(PolicyAction, topics.POLICY_ACTION, RECORD)
+        self._actions = self.create_publisher(PolicyAction, topics.POLICY_ACTION, COMMAND)
         self._info = self.create_publisher(String, topics.POLICY_INFO, LATCHED)
         for topic, type_ in wanted.items():
             self.create_subscription(

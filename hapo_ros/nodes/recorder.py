@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.task import Future
 from std_msgs.msg import String
 
@@ -27,6 +28,7 @@ from hapo_ros.nodes.common import (
     message_class,
     run,
 )
+from hapo_ros.nodes.polling import UNWATCHED, never, taken
 from hapo_ros.srv import DiscardEpisode, EndEpisode, StartEpisode
 
 PARAMETERS = (
@@ -42,6 +44,11 @@ PARAMETERS = (
 _CDR_STAMP = struct.Struct("<iI")  # after 4 bytes of encapsulation, in every header-first message
 # Sent again as they are when a tick is sent again; recorded once.
 _REPEATED = (topics.AUTHORITY_STATUS,)
+POLL_S = 0.03
+# Deeper than a reader of the present status needs: every one is recorded.
+EVERY_STATUS = QoSProfile(
+    depth=50, reliability=STATUS.reliability, durability=DurabilityPolicy.TRANSIENT_LOCAL
+)
 
 
 class Recorder(HapoNode):
@@ -67,8 +74,9 @@ class Recorder(HapoNode):
             topic: self.create_subscription(
                 message_class(type_name),
                 topic,
-                lambda data, topic=topic: self._on_message(topic, data),
+                never,
                 self._qos(topic, type_name),
+                callback_group=UNWATCHED,
                 raw=True,
             )
             for topic, type_name in self._topics.items()
@@ -84,13 +92,13 @@ class Recorder(HapoNode):
             EndEpisode, topics.END_EPISODE, self._on_end, callback_group=ReentrantCallbackGroup()
         )
         self.create_service(DiscardEpisode, topics.DISCARD_EPISODE, self._on_discard)
-        self.every(0.05, self._watch_closing)
+        self.every(POLL_S, self._poll)
         self._publish_state(EpisodeState.IDLE)
 
     @staticmethod
     def _qos(topic: str, type_name: str):
         if topic == topics.AUTHORITY_STATUS:
-            return STATUS
+            return EVERY_STATUS
         return IMAGES if type_name == "sensor_msgs/msg/Image" else RECORD
 
     def _recover(self) -> None:
@@ -126,6 +134,13 @@ class Recorder(HapoNode):
             return self._progress.tick_stamp_ns
         return self.ros_now_ns()
 
+    def _poll(self) -> None:
+        """Take what has come, of every topic."""
+        for topic, subscription in self._subscriptions_by_topic.items():
+            for data in taken(subscription):
+                self._on_message(topic, data)
+        self._watch_closing()
+
     def _on_message(self, topic: str, data: bytes) -> None:
         if self._writer is None or self._writer.closed:
             return
@@ -146,9 +161,6 @@ class Recorder(HapoNode):
             self._writer.write(topic, data, self._now_ns(), stamp_ns)
         except EpisodeWriteError as error:
             self._fail(str(error))
-            return
-        if self._closing is not None:
-            self._watch_closing()
 
     def _fail(self, sentence: str) -> None:
         self.get_logger().error(sentence)

@@ -96,6 +96,8 @@ class RobosuiteBridge(HapoNode):
     # Episodes
 
     def _on_episode(self, message: EpisodeState) -> None:
+        if message.state == EpisodeState.FAILED:
+            return  # what ended is the recording: a human who has the arm goes on
         if message.state != EpisodeState.RUNNING:
             # IDLE: a restarted recorder, whatever was running when it was killed.
             if message.state == EpisodeState.IDLE or message.episode_id == self._episode_id:

@@ -13,7 +13,7 @@ from hapo_ros import topics
 from hapo_ros.arbitration import Authority
 from hapo_ros.episodes import messages
 from hapo_ros.msg import EpisodeState, ObservationTick, StateVector
-from hapo_ros.nodes.common import LATCHED, RECORD, FatalError, HapoNode, Parameter, run
+from hapo_ros.nodes.common import COMMAND, LATCHED, RECORD, FatalError, HapoNode, Parameter, run
 from hapo_ros.nodes.joining import TickJoiner
 from hapo_ros.sim.operator import EndEpisode as End
 from hapo_ros.sim.operator import OperatorConfig, OperatorOutput, SimulatedOperator
@@ -78,8 +78,8 @@ class SimulatedOperatorNode(HapoNode):
 
         self._joiner = TickJoiner([topics.PRIVILEGED_STATE])
         self._device = {
-            topics.JOY: self.create_publisher(Joy, topics.JOY, RECORD),
-            topics.TWIST: self.create_publisher(TwistStamped, topics.TWIST, RECORD),
+            topics.JOY: self.create_publisher(Joy, topics.JOY, COMMAND),
+            topics.TWIST: self.create_publisher(TwistStamped, topics.TWIST, COMMAND),
         }
         self.create_subscription(StateVector, topics.PRIVILEGED_STATE, self._on_privileged, RECORD)
         self.create_subscription(ObservationTick, topics.OBSERVATION_TICK, self._on_tick, RECORD)

@@ -12,7 +12,7 @@ from hapo_ros.arbitration import ArbiterConfig
 from hapo_ros.devices import DeviceLost, DeviceReport, twist_from_axes
 from hapo_ros.devices.spacemouse import INSTEAD, SpaceMouse, list_devices, open_spacemouse
 from hapo_ros.episodes.messages import operator_messages
-from hapo_ros.nodes.common import RECORD, FatalError, HapoNode, Parameter, run
+from hapo_ros.nodes.common import COMMAND, FatalError, HapoNode, Parameter, run
 
 _ARBITER = ArbiterConfig()
 OPERATOR_PARAMETERS = (
@@ -53,8 +53,8 @@ class OperatorNode(HapoNode):
     def __init__(self, name: str, parameters: Sequence[Parameter]):
         super().__init__(name, parameters)
         self._outputs = {
-            topics.JOY: self.create_publisher(self.types.Joy, topics.JOY, RECORD),
-            topics.TWIST: self.create_publisher(self.types.TwistStamped, topics.TWIST, RECORD),
+            topics.JOY: self.create_publisher(self.types.Joy, topics.JOY, COMMAND),
+            topics.TWIST: self.create_publisher(self.types.TwistStamped, topics.TWIST, COMMAND),
         }
         self._stamp_ns = -1
 
