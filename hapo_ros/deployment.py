@@ -55,11 +55,16 @@ ARGUMENTS = (
 
 @dataclass(frozen=True)
 class Restart:
-    """A node that dies is started again, at most ``times`` in ``within_s``."""
+    """A node that dies is started again, at most ``times`` in ``within_s``; then the run ends.
+
+    refusal_s: exit code 1 within this time of the run's begin is no accident but the node's word
+    that what it needs is not there, and ends the run; 0: it never is.
+    """
 
     times: int = 3
     within_s: float = 60.0
     delay_s: float = 0.2
+    refusal_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -215,9 +220,10 @@ def _operator(values: Mapping[str, str], lock_step: bool) -> list[NodeSpec]:
     if operator == "none":
         return []
     if operator == "spacemouse":
-        # Without a device it ends at once, and with it the run: no one could take over.
-        return [NodeSpec("spacemouse", "spacemouse", essential=True)]
+        # It refuses to start without a device. Later it waits for a lost one by itself.
+        return [NodeSpec("spacemouse", "spacemouse", restart=Restart(refusal_s=10.0))]
     if operator == "keyboard":
+        # It has the terminal, and q in it ends the run.
         return [NodeSpec("keyboard", "keyboard", essential=True, terminal=True)]
     parameters = {
         "task": values["task"],
@@ -226,11 +232,10 @@ def _operator(values: Mapping[str, str], lock_step: bool) -> list[NodeSpec]:
         "takeovers": int(values["takeovers"]),
         "first_seed": int(values["first_seed"]),
     }
-    return [
-        NodeSpec(
-            "simulated_operator", "simulated_operator", parameters, restart=Restart(), done=True
-        )
-    ]
+    # It gives up after a minute in which no episode could be started: those ends count together.
+    again = Restart(within_s=600.0)
+    name = "simulated_operator"
+    return [NodeSpec(name, name, parameters, restart=again, done=True)]
 
 
 def check_devices(deployment: Deployment) -> None:

@@ -4,13 +4,13 @@ import os
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from hapo_ros import processes
 from hapo_ros.deployment import PACKAGE, Deployment, NodeSpec
+from hapo_ros.restarts import Reaction, Restarts
 
 
 class DeploymentError(Exception):
@@ -35,7 +35,7 @@ class Supervisor:
         self._log_folder = log_folder
         self._say = say
         self._children: dict[str, subprocess.Popen] = {}
-        self._starts: dict[str, deque[float]] = {}
+        self._restarts = Restarts(time.monotonic())
         self._restart_at: dict[str, float] = {}
         self.done: set[str] = set()  # nodes that ended because their work is done
 
@@ -67,7 +67,6 @@ class Supervisor:
         finally:
             if output is not None:
                 output.close()
-        self._starts.setdefault(spec.name, deque()).append(time.monotonic())
 
     def watch(self) -> None:
         """Look after the nodes once; call it often. Raises DeploymentError where the run ends."""
@@ -82,28 +81,19 @@ class Supervisor:
             if child is None or child.poll() is None:
                 continue
             del self._children[spec.name]
-            if (spec.done or spec.essential) and child.returncode == 0:
-                self.done.add(spec.name)
-                continue
             self._react(spec, child.returncode, now)
 
     def _react(self, spec: NodeSpec, code: int, now: float) -> None:
-        what = f"{spec.name} ended with {_meaning(code)}"
-        if spec.essential:
-            raise DeploymentError(f"{what}. The run ends.{self.last_words(spec.name)}")
-        if spec.restart is None:
-            self._say(f"{what}. The run goes on without it.{self.last_words(spec.name)}")
-            return
-        starts = self._starts[spec.name]
-        while starts and now - starts[0] > spec.restart.within_s:
-            starts.popleft()
-        if len(starts) > spec.restart.times:
-            raise DeploymentError(
-                f"{what}, for the {len(starts)}th time within {spec.restart.within_s:g} s. The run "
-                f"ends.{self.last_words(spec.name)}"
-            )
-        self._say(f"{what}. It is started again.")
-        self._restart_at[spec.name] = now + spec.restart.delay_s
+        verdict = self._restarts.ended(spec, code, now)
+        if verdict.reaction is Reaction.END:
+            raise DeploymentError(verdict.sentence + self.last_words(spec.name))
+        if verdict.reaction is Reaction.DONE:
+            self.done.add(spec.name)
+        elif verdict.reaction is Reaction.RESTART:
+            self._restart_at[spec.name] = now + spec.restart.delay_s
+            self._say(verdict.sentence)
+        else:
+            self._say(verdict.sentence + self.last_words(spec.name))
 
     def run_again(self, spec: NodeSpec) -> None:
         """Start a node anew whose work was done, with what ``spec`` says now."""
@@ -166,7 +156,3 @@ def _yaml(value) -> str:
     if isinstance(value, list | tuple):
         return "[" + ",".join(_yaml(item) for item in value) + "]"
     return str(value)
-
-
-def _meaning(code: int) -> str:
-    return f"signal {-code}" if code < 0 else f"exit code {code}"

@@ -1,27 +1,38 @@
 """Deploy a policy with an operator who can take over: ``ros2 launch hapo_ros deploy.launch.py``.
 
 Translates ``hapo_ros.deployment`` for ROS 2's launch; ``ros2 launch hapo_ros deploy.launch.py
---show-args`` lists the arguments. Ctrl-C ends the nodes in order: what flushes has time to.
+--show-args`` lists the arguments. Ctrl-C signals all nodes at once: in whatever order they end, the
+arm holds, and what flushes has time to.
 """
 
-from launch.actions import DeclareLaunchArgument, EmitEvent, OpaqueFunction, RegisterEventHandler
+import time
+
+from launch.actions import (
+    DeclareLaunchArgument,
+    EmitEvent,
+    LogInfo,
+    OpaqueFunction,
+    RegisterEventHandler,
+)
 from launch.event_handlers import OnProcessExit
 from launch.events import Shutdown
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from hapo_ros.deployment import ARGUMENTS, PACKAGE, check_devices, describe
+from hapo_ros.restarts import Reaction, Restarts
+from hapo_ros.supervisor import DeploymentError
 from launch import LaunchDescription
 
 
 def start_nodes(context):
-    """The nodes of the deployment that the arguments describe."""
+    """The nodes of the deployment that the arguments describe, and what follows when one ends."""
     values = {
         argument.name: LaunchConfiguration(argument.name).perform(context) for argument in ARGUMENTS
     }
     deployment = describe(values)
     check_devices(deployment)
-    actions = []
+    restarts, specs = Restarts(time.monotonic()), {}
     for spec in deployment.nodes:
         node = Node(
             package=PACKAGE,
@@ -30,19 +41,27 @@ def start_nodes(context):
             parameters=[str(deployment.parameter_file), dict(spec.parameters)],
             output="screen",
             emulate_tty=spec.terminal,
-            respawn=spec.restart is not None and not spec.done,
+            # Launch starts it again, after the delay, unless the run has been ended by then.
+            respawn=spec.restart is not None,
             respawn_delay=spec.restart.delay_s if spec.restart else 0.0,
-            respawn_max_retries=spec.restart.times if spec.restart else -1,
             sigterm_timeout=str(spec.stop_timeout_s),
             sigkill_timeout=str(spec.stop_timeout_s),
         )
-        actions.append(node)
-        if spec.essential or spec.done:
-            shutdown = EmitEvent(event=Shutdown(reason=f"{spec.name} ended"))
-            actions.append(
-                RegisterEventHandler(OnProcessExit(target_action=node, on_exit=[shutdown]))
-            )
-    return actions
+        specs[node] = spec
+
+    def on_exit(event, context):
+        if context.is_shutdown:
+            return None
+        verdict = restarts.ended(specs[event.action], event.returncode, time.monotonic())
+        if verdict.reaction is Reaction.END:
+            raise DeploymentError(verdict.sentence)  # launch says it, ends and exits with 1
+        if verdict.reaction is Reaction.DONE:
+            return EmitEvent(event=Shutdown(reason=verdict.sentence))
+        return LogInfo(msg=verdict.sentence)
+
+    # Before the nodes: their own handlers, which print their last words, come before it then.
+    watch = RegisterEventHandler(OnProcessExit(target_action=specs.__contains__, on_exit=on_exit))
+    return [watch, *specs]
 
 
 def generate_launch_description():

@@ -17,7 +17,7 @@ EXPECTED_SKIPS = Path(__file__).with_name("expected_skips.txt")
 # The checkout's hapo_ros/ has no generated messages; it must not stand before the installed one,
 # however pytest was started.
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
-sys.path.append(str(Path(__file__).parent))  # ros_graph.py
+sys.path.append(str(Path(__file__).parent))  # ros_graph.py, fake_spacemouse.py
 
 # Those tests import ROS 2's launch, which is not on PyPI: `make test-ros` runs them.
 collect_ignore = [] if importlib.util.find_spec("launch_pytest") else ["ros"]

@@ -119,6 +119,17 @@ def start_node(name: str, log: Path, *ros_arguments: str, **parameters):
         )
 
 
+def configuration(folder: Path, parameters: dict) -> Path:
+    """The configuration that ships, with parameters (node -> name -> value) over it, as a file."""
+    yaml = YAML(typ="safe")
+    config = yaml.load(Path(resource("config/deployment.yaml")))
+    for node, values in parameters.items():
+        config.setdefault(node, {"ros__parameters": {}})["ros__parameters"].update(values)
+    path = folder / "deployment.yaml"
+    yaml.dump(config, path)
+    return path
+
+
 class Graph:
     """A running deployment and a gateway to it.
 
@@ -139,21 +150,12 @@ class Graph:
             "policy": str(policy),
             "bags": str(self.bags),
             "checkpoints": str(self.checkpoints),
-            "config": str(self._configuration(parameters or {})),
+            "config": str(configuration(folder, parameters or {})),
         }
         self.deployment = describe(given | {key: str(value) for key, value in arguments.items()})
         self._by_hand = by_hand or {}
         self._environment = pytest.MonkeyPatch()
         self._others = []
-
-    def _configuration(self, parameters: dict) -> Path:
-        yaml = YAML(typ="safe")
-        config = yaml.load(Path(resource("config/deployment.yaml")))
-        for node, values in parameters.items():
-            config.setdefault(node, {"ros__parameters": {}})["ros__parameters"].update(values)
-        path = self.folder / "deployment.yaml"
-        yaml.dump(config, path)
-        return path
 
     def __enter__(self) -> "Graph":
         from dataclasses import replace
@@ -223,7 +225,7 @@ class Graph:
             logs = {path.name: path.read_text()[-1500:] for path in self.logs.glob("*.log")}
             raise AssertionError(f"the deadline passed; logs: {logs}") from None
 
-    def until_done(self, timeout_s: float = DEADLINE_S) -> list[Path]:
+    def until_done(self, timeout_s: float = 100.0) -> list[Path]:
         """Until the simulated operator has done its work; returns all bags in order of time."""
         self.until(lambda: "simulated_operator" in self.supervisor.done, timeout_s)
         return sorted(self.bags.iterdir(), key=lambda bag: (bag / "metadata.yaml").stat().st_mtime)
@@ -233,10 +235,11 @@ class Graph:
         return (self.logs / f"{node}.log").read_text()
 
     def start_episode(self, timeout_s: float = 40.0, **fields) -> str:
-        """Start an episode, as soon as the nodes are there; returns its id.
+        """Start an episode, as soon as the nodes are there and the policy serves; returns its id.
 
         timeout_s: for an answer; then it is asked again.
         """
+        self.until(lambda: self.served)
         request = {"task": "Lift", "source": "deployment", "seed": 1} | fields
         replies = []
 

@@ -23,7 +23,7 @@ from hapo_ros.policies.promoted import set_current, written_ns
 from hapo_ros.policies.tiny_vla import Normalisation, TinyVla, TinyVlaConfig
 from hapo_ros.policies.tokenizers import Words
 from hapo_ros.resources import resource
-from hapo_ros.supervisor import _yaml
+from hapo_ros.supervisor import DeploymentError, _yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 LAUNCH_FILE = ROOT / "launch" / "deploy.launch.py"
@@ -119,7 +119,7 @@ def test_a_deployment_with_a_simulated_operator_in_full(policy, tmp_path, monkey
                 "takeovers": 8,
                 "first_seed": 1,
             },
-            restart=again,
+            restart=Restart(times=3, within_s=600.0, delay_s=0.2),
             done=True,
         ),
         NodeSpec("optimizer", "optimizer", stop_timeout_s=15.0),
@@ -170,10 +170,9 @@ def test_the_keyboard_gets_the_terminal_and_nothing_else_does(policy):
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_the_robot_and_the_hand_of_a_person_are_essential_and_nothing_else(policy, operator):
+def test_the_robot_and_the_keyboard_are_essential_and_nothing_else(policy, operator):
     essential = {s.name for s in deploy(policy, operator=operator).values() if s.essential}
-    hand = {operator} & {"spacemouse", "keyboard"}
-    assert essential == {"robosuite_bridge"} | hand
+    assert essential == {"robosuite_bridge"} | ({operator} & {"keyboard"})
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
@@ -181,9 +180,19 @@ def test_what_is_restarted_is_not_essential_and_at_most_three_times_a_minute(pol
     for spec in deploy(policy, operator=operator).values():
         if spec.restart is not None:
             assert not spec.essential
-            assert (spec.restart.times, spec.restart.within_s) == (3, 60.0)
+            within_s = 600.0 if spec.name == "simulated_operator" else 60.0
+            assert (spec.restart.times, spec.restart.within_s) == (3, within_s)
     restarted = {s.name for s in deploy(policy, operator=operator).values() if s.restart}
-    assert restarted >= {"arbiter", "policy", "recorder"}
+    hand = {"spacemouse": {"spacemouse"}, "simulated": {"simulated_operator"}}.get(operator, set())
+    assert restarted == {"arbiter", "policy", "recorder"} | hand
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_only_a_spacemouse_that_is_missing_at_the_start_is_not_tried_again(policy, operator):
+    refusing = {
+        n for n, s in deploy(policy, operator=operator).items() if s.restart and s.restart.refusal_s
+    }
+    assert refusing == {operator} & {"spacemouse"}
 
 
 def test_only_the_simulated_operator_is_ever_done(policy):
@@ -450,6 +459,8 @@ def test_the_launch_file_names_no_argument_and_no_node_of_its_own():
 class Recorded(SimpleNamespace):
     """Stands in for a class of launch: keeps what it was made with."""
 
+    __eq__, __hash__ = object.__eq__, object.__hash__
+
     def __init__(self, *arguments, **options):
         super().__init__(arguments=arguments, options=options)
 
@@ -465,6 +476,7 @@ def launch_file(monkeypatch):
         "launch.actions": [
             "DeclareLaunchArgument",
             "EmitEvent",
+            "LogInfo",
             "OpaqueFunction",
             "RegisterEventHandler",
         ],
@@ -500,12 +512,6 @@ def test_the_launch_file_starts_the_nodes_of_the_deployment(
     arguments |= {"policy": str(policy), "operator": operator}
     actions = launch_file["start_nodes"](arguments)
     launched = {a.options["name"]: a for a in actions if type(a).__name__ == "Node"}
-    ending = [
-        handler.options["target_action"].options["name"]
-        for action in actions
-        if type(action).__name__ == "RegisterEventHandler"
-        for handler in action.arguments
-    ]
     deployment = describe(arguments)
     assert list(launched) == [spec.name for spec in deployment.nodes]
     for spec in deployment.nodes:
@@ -513,12 +519,55 @@ def test_the_launch_file_starts_the_nodes_of_the_deployment(
         assert (options["package"], options["executable"]) == ("hapo_ros", spec.executable)
         file, parameters = options["parameters"]
         assert file == str(deployment.parameter_file) and parameters == spec.parameters
-        assert options["respawn"] is (spec.restart is not None and not spec.done)
+        assert options["respawn"] is (spec.restart is not None)
         if options["respawn"]:
-            assert options["respawn_max_retries"] == 3 and options["respawn_delay"] > 0
+            # How often is for the rules of the deployment to say.
+            assert "respawn_max_retries" not in options and options["respawn_delay"] > 0
         assert float(options["sigterm_timeout"]) == spec.stop_timeout_s
         assert float(options["sigkill_timeout"]) == spec.stop_timeout_s
-        assert (spec.name in ending) is (spec.essential or spec.done)
+
+
+@pytest.fixture
+def launched(launch_file, policy, monkeypatch):
+    """The nodes that the launch file starts, by name, and its handler of their ends."""
+    arguments = {a.name: a.default for a in ARGUMENTS} | {"policy": str(policy)}
+    watch, *nodes = launch_file["start_nodes"](arguments | {"operator": "simulated"})
+    assert type(watch).__name__ == "RegisterEventHandler"  # first, see there
+    (handler,) = watch.arguments
+    assert all(map(handler.options["target_action"], nodes))
+    assert not handler.options["target_action"](Recorded())  # what else is launched is not ours
+
+    def end(name, returncode, is_shutdown=False):
+        (node,) = [node for node in nodes if node.options["name"] == name]
+        event = SimpleNamespace(action=node, returncode=returncode)
+        return handler.options["on_exit"](event, SimpleNamespace(is_shutdown=is_shutdown))
+
+    return end
+
+
+def test_under_launch_a_fourth_death_within_a_minute_ends_the_run_with_an_error(launched):
+    for _ in range(3):
+        told = launched("arbiter", -9)
+        assert type(told).__name__ == "LogInfo"
+        assert told.options["msg"] == "arbiter ended with signal 9. It is started again."
+        launched("policy", 1)  # each has its own three
+    with pytest.raises(DeploymentError, match=r"signal 9, for the 4th time within 60 s\."):
+        launched("arbiter", -9)
+
+
+def test_under_launch_the_end_of_an_essential_node_ends_the_run_with_an_error(launched):
+    with pytest.raises(DeploymentError, match=r"robosuite_bridge ended with exit code 1\."):
+        launched("robosuite_bridge", 1)
+
+
+def test_under_launch_work_that_is_done_ends_the_run_well(launched):
+    ending = launched("simulated_operator", 0)
+    assert type(ending).__name__ == "EmitEvent"
+    assert type(ending.options["event"]).__name__ == "Shutdown"
+
+
+def test_under_launch_an_end_that_was_asked_for_is_no_death(launched):
+    assert launched("robosuite_bridge", 0, is_shutdown=True) is None
 
 
 def no_hidapi():

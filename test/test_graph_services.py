@@ -8,7 +8,9 @@ import os
 import shutil
 import signal
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 from ros_graph import RUNNING, Graph, is_alive, nothing_left_running, save_untrained
 
@@ -47,11 +49,13 @@ def policies(tmp_path_factory):
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory, policies, module_ros_domain):
     folder = tmp_path_factory.mktemp("services")
+    parameters = {"arbiter": {"max_policy_failures": 1000}}  # however busy the machine is
     with (
         nothing_left_running(),
-        Graph(folder, policies["served"], optimizer="true") as graph,
+        Graph(folder, policies["served"], parameters, optimizer="true") as graph,
     ):
-        graph.until(lambda: graph.served)
+        # As soon as all nodes have found each other.
+        graph.gateway.call("discard_episode", episode_id=graph.start_episode(), reason="A test.")
         yield graph
 
 
@@ -301,8 +305,6 @@ def feedback_and_result(graph, request):
 
 
 def children_of_the_optimizer(graph) -> list[int]:
-    from pathlib import Path
-
     pid = graph.supervisor.pid("optimizer")
     tasks = Path(f"/proc/{pid}/task").glob("*/children")
     return [int(word) for task in tasks for word in task.read_text().split()]
@@ -349,10 +351,11 @@ def test_while_a_training_runs_services_answer_and_a_second_is_refused_until_it_
                 ("request_authority", {"event": 99}),
                 ("load_policy", {"checkpoint": str(policies["nowhere"])}),
             ]
-            for call, fields in asked * 2:  # first, what is called has to be found on the graph
+            # First, what is called has to be found on the graph; later, the machine may be busy.
+            for call, fields in asked * 5:
                 began_s = time.monotonic()
                 assert not other.call(call, **fields)["ok"]
-                took_s[call] = time.monotonic() - began_s
+                took_s[call] = min(took_s.get(call, np.inf), time.monotonic() - began_s)
             episode_id = other.call("start_episode", task="Lift", source="deployment")["episode_id"]
             until_policy_acts(graph)
             assert end(graph, episode_id)["ok"]
@@ -383,7 +386,7 @@ def test_a_training_that_cannot_be_ends_with_a_sentence_and_no_checkpoint(
 ):
     given = {"good": recordings, "missing": [tmp_path / "nothing"], "truncated": [tmp_path / "bag"]}
     if bags == "truncated":
-        source = next(path for path in (graph.bags).iterdir() if path.is_dir())
+        (source,) = Path(recordings[0]).iterdir()
         shutil.copytree(source, tmp_path / "bag")
         file = next((tmp_path / "bag").glob("*.mcap"))
         file.write_bytes(file.read_bytes()[:2000])

@@ -118,6 +118,8 @@ def _lock_name(node: str, domain: int):
 
     The graph cannot tell: a killed node stays in it for seconds, and its successor must start. Two
     nodes of one name would both record, both decide. Raises FatalError where one is running.
+    Returns the locked file, and whether the process that had the name last has left its number in
+    it: it was killed or failed, or it would have taken it out.
     """
     name = f"hapo_ros_{os.getuid()}_{domain}{node.replace('/', '_')}.lock"
     stream = (Path(tempfile.gettempdir()) / name).open("a+")
@@ -130,10 +132,12 @@ def _lock_name(node: str, domain: int):
             f"{stream.read().strip() or 'unknown'}). This one ends and has changed nothing. End "
             "the other one, or choose another ROS_DOMAIN_ID."
         ) from None
+    stream.seek(0)
+    left = bool(stream.read())
     stream.truncate(0)
     stream.write(str(os.getpid()))
     stream.flush()
-    return stream
+    return stream, left
 
 
 @cache
@@ -158,7 +162,10 @@ class HapoNode(Node):
 
     def __init__(self, name: str, parameters: Sequence[Parameter]):
         super().__init__(name)
-        self._name_lock = _lock_name(self.get_fully_qualified_name(), self.context.get_domain_id())
+        # after_crash: the process before this one, of the same name, did not end well.
+        self._name_lock, self.after_crash = _lock_name(
+            self.get_fully_qualified_name(), self.context.get_domain_id()
+        )
         self.parameters = self._declare(parameters)
         self.types = ros_types()
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -233,6 +240,10 @@ class HapoNode(Node):
         for publisher in publishers:
             publisher.wait_for_all_acked(Duration(seconds=0.5))
 
+    def ended_well(self) -> None:
+        """Leave word for the next process of this name, see ``after_crash``."""
+        self._name_lock.truncate(0)
+
     def shut_down(self) -> None:
         """Called once before the context ends: the last messages, closing files."""
 
@@ -275,6 +286,8 @@ def run(
         if node is not None:
             node.shut_down()
             node.destroy_node()
+            if code == 0:
+                node.ended_well()
         rclpy.try_shutdown()
     return code
 

@@ -1,6 +1,7 @@
 """The simulated operator: runs episodes as a person would, through the device's two topics.
 
-It alone sees the simulator's privileged state. What it does is ``hapo_ros.sim.operator``.
+It alone sees the simulator's privileged state. What it does is ``hapo_ros.sim.operator``. Started
+again after a crash it goes on with the seeds that were not used; only takeovers are counted anew.
 """
 
 from dataclasses import fields
@@ -18,7 +19,7 @@ from hapo_ros.nodes.joining import TickJoiner
 from hapo_ros.sim.operator import EndEpisode as End
 from hapo_ros.sim.operator import OperatorConfig, OperatorOutput, SimulatedOperator
 from hapo_ros.sim.tasks import get_task
-from hapo_ros.srv import EndEpisode, StartEpisode
+from hapo_ros.srv import DiscardEpisode, EndEpisode, StartEpisode
 
 _DEFAULTS = OperatorConfig()
 PARAMETERS = (
@@ -67,6 +68,8 @@ class SimulatedOperatorNode(HapoNode):
             raise FatalError(f"{error} The operator does not start.") from error
         self._done = 0  # episodes
         self._takeovers = 0
+        self._resuming = self.after_crash  # until the recorder has said how far it had come
+        self._orphan = ""  # id of the episode in which it crashed
         self._had_arm = False
         self._operator: SimulatedOperator | None = None
         self._episode_id = ""
@@ -86,6 +89,7 @@ class SimulatedOperatorNode(HapoNode):
         self.create_subscription(EpisodeState, topics.EPISODE_STATE, self._on_episode, LATCHED)
         self._start = self.create_client(StartEpisode, topics.START_EPISODE)
         self._end = self.create_client(EndEpisode, topics.END_EPISODE)
+        self._discard = self.create_client(DiscardEpisode, topics.DISCARD_EPISODE)
         self.every(0.05, self._go_on)
         if not own.lock_step:
             self.every(_REPORT_S, lambda: self._publish_report(self.ros_now_ns()))
@@ -110,6 +114,11 @@ class SimulatedOperatorNode(HapoNode):
                 "operator stops. The log of recorder and operator says what was missing."
             )
         self._next_start_s = now + _RETRY_S
+        if self._resuming:
+            return
+        if self._orphan:
+            self._discard_orphan()
+            return
         matched = all(
             publisher.get_subscription_count() >= self.parameters.readers
             for publisher in self._device.values()
@@ -141,7 +150,37 @@ class SimulatedOperatorNode(HapoNode):
         )
         self._answer_if_complete()
 
+    def _resume(self, last: EpisodeState) -> None:
+        """Go on after the one that crashed: what it knew of its episode is lost."""
+        self._resuming = False
+        used = last.seed - self.parameters.first_seed + 1
+        if not last.episode_id or not 0 < used <= self.parameters.episodes:
+            return  # no episode of its
+        self.get_logger().warning(
+            f"Started again after a crash in or after episode {last.episode_id}. Going on with the "
+            "next seed; takeovers are counted from here."
+        )
+        self._done = used
+        if last.state == EpisodeState.RUNNING:
+            self._orphan = last.episode_id
+        else:
+            self._finish_if_done()
+
+    def _discard_orphan(self) -> None:
+        if self._discard.service_is_ready():
+            request = DiscardEpisode.Request(
+                episode_id=self._orphan, reason="The simulated operator crashed in it."
+            )
+            self._call(self._discard, request, self._on_discarded)
+
+    def _on_discarded(self, reply) -> None:
+        self.get_logger().info(reply.text)
+        self._orphan, self._next_start_s = "", 0.0
+        self._finish_if_done()
+
     def _on_episode(self, message: EpisodeState) -> None:
+        if self._resuming:
+            self._resume(message)
         if message.state == EpisodeState.RUNNING:
             self._seen_running = message.episode_id
             return
@@ -170,6 +209,9 @@ class SimulatedOperatorNode(HapoNode):
         self._done += 1
         self._next_start_s = 0.0
         self._start_deadline_s = self.now_s() + self.parameters.start_timeout_s
+        self._finish_if_done()
+
+    def _finish_if_done(self) -> None:
         wanted = self.parameters.takeovers
         if self._done >= self.parameters.episodes or 0 < wanted <= self._takeovers:
             self.get_logger().info(

@@ -10,6 +10,7 @@ import launch_pytest
 import pytest
 from launch.actions import IncludeLaunchDescription
 from launch.launch_description_sources import PythonLaunchDescriptionSource
+from ros_graph import configuration, save_untrained
 
 import launch
 from hapo_ros.deployment import ARGUMENTS
@@ -46,9 +47,9 @@ def ros2_launch(folder: Path, **more) -> subprocess.Popen:
     )
 
 
-def left_behind(session: int) -> list[str]:
-    """Command lines of the processes of a session that are still there."""
-    found = []
+def left_behind(session: int) -> dict[int, str]:
+    """pid -> command line of the processes of a session that are still there."""
+    found = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
@@ -58,8 +59,30 @@ def left_behind(session: int) -> list[str]:
         except OSError:
             continue  # it ended meanwhile
         if int(fields[3]) == session and fields[0] != "Z":
-            found.append(command)
+            found[int(entry.name)] = command
     return found
+
+
+def pid_of(node: str, session: int) -> int:
+    """Process id of a node of this launch; 0 where it does not run."""
+    running = left_behind(session).items()
+    return next((pid for pid, command in running if f"__node:={node} " in command), 0)
+
+
+def is_recorded(bags: Path, size: int) -> bool:
+    """Whether an episode is being recorded of which so many bytes are on the disk."""
+    return any(path.stat().st_size > size for path in bags.glob(".*.partial/*.mcap"))
+
+
+def ended(process: subprocess.Popen) -> str:
+    """What a launch that ends by itself has said; nothing of it is left then."""
+    try:
+        output, _ = process.communicate(timeout=STARTS_WITHIN_S + ENDS_WITHIN_S)
+        wait_for(lambda: not left_behind(process.pid), ENDS_WITHIN_S, f"the end of nodes\n{output}")
+    finally:
+        for pid in left_behind(process.pid):
+            os.kill(pid, signal.SIGKILL)
+    return output
 
 
 def shared(relative: str) -> Path:
@@ -94,23 +117,65 @@ def test_ros2_launch_shows_every_argument_with_its_description(ros_domain):
 
 def test_ros2_launch_runs_an_episode_and_ends_by_itself(ros_domain, tmp_path):
     process = ros2_launch(tmp_path)
-    output, _ = process.communicate(timeout=STARTS_WITHIN_S + ENDS_WITHIN_S)
+    output = ended(process)
     readers, skipped = open_episodes(tmp_path / "bags")
     assert (len(readers), skipped) == (1, []), output
     assert readers[0].result.complete and len(readers[0].live) > 10
     assert process.returncode == 0, output
-    assert left_behind(process.pid) == []
+
+
+def test_a_killed_operator_and_a_killed_arbiter_come_back_and_the_run_goes_on(ros_domain, tmp_path):
+    """The operator goes on with the seeds that were not used."""
+    policy = save_untrained(tmp_path / "policy", object_state=10)  # nothing has to be rendered
+    process = ros2_launch(tmp_path, episodes="3", first_seed="7", policy=str(policy))
+    bags = tmp_path / "bags"
+    wait_for(lambda: is_recorded(bags, 0), STARTS_WITHIN_S, "recording")
+    os.kill(pid_of("simulated_operator", process.pid), signal.SIGKILL)
+    wait_for(lambda: any(bags.glob("*_s7")), STARTS_WITHIN_S, "the end of its episode")
+    wait_for(lambda: is_recorded(bags, 0), STARTS_WITHIN_S, "recording")
+    os.kill(pid_of("arbiter", process.pid), signal.SIGKILL)
+    output = ended(process)
+    for node in ("simulated_operator", "arbiter"):
+        assert f"{node} ended with signal 9. It is started again." in output
+    assert sorted(path.name.rpartition("_s")[2] for path in bags.iterdir()) == ["7", "8", "9"]
+    assert process.returncode == 0, output
+
+
+def test_an_arbiter_that_dies_a_fourth_time_within_a_minute_ends_the_launch_with_an_error(
+    ros_domain, tmp_path
+):
+    process, killed = ros2_launch(tmp_path, episodes="50"), set()
+    while len(killed) < 4:
+        wait_for(
+            lambda: pid_of("arbiter", process.pid) not in {0, *killed},
+            STARTS_WITHIN_S,
+            "the start of the arbiter",
+        )
+        pid = pid_of("arbiter", process.pid)
+        os.kill(pid, signal.SIGKILL)
+        killed.add(pid)
+    output = ended(process)
+    assert "arbiter ended with signal 9, for the 4th time within 60 s. The run ends." in output
+    assert process.returncode == 1, output
+
+
+def test_the_death_of_the_simulation_ends_the_launch_with_an_error(ros_domain, tmp_path):
+    process, bags = ros2_launch(tmp_path, episodes="50"), tmp_path / "bags"
+    wait_for(lambda: is_recorded(bags, 0), STARTS_WITHIN_S, "recording")
+    os.kill(pid_of("robosuite_bridge", process.pid), signal.SIGKILL)
+    output = ended(process)
+    assert "robosuite_bridge ended with signal 9. The run ends." in output
+    assert process.returncode == 1, output
+    assert list(bags.glob(".*.partial")) == [], output
 
 
 def test_ctrl_c_twice_ends_everything_and_keeps_the_bag(ros_domain, tmp_path):
-    process = ros2_launch(tmp_path, episodes="50")
+    # Real time, on after the task is done: the episode runs on while a busy test acts on it.
+    config = configuration(tmp_path, {"simulated_operator": {"success_steps": 100}})
+    process = ros2_launch(tmp_path, episodes="50", lock_step="false", config=str(config))
     bags = tmp_path / "bags"
     try:
-        wait_for(
-            lambda: any(path.stat().st_size > 100_000 for path in bags.glob(".*.partial/*.mcap")),
-            STARTS_WITHIN_S,
-            "recording",
-        )
+        wait_for(lambda: is_recorded(bags, 300_000), STARTS_WITHIN_S, "recording")
         os.killpg(process.pid, signal.SIGINT)
         time.sleep(0.05)  # the operator's second Ctrl-C, not a synchronisation
         os.killpg(process.pid, signal.SIGINT)
