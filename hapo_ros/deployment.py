@@ -11,6 +11,7 @@ from pathlib import Path
 
 from hapo_ros.policies.promoted import current, written_ns
 from hapo_ros.resources import resource
+from hapo_ros.settings import of_deployment
 from hapo_ros.sim.tasks import get_task
 
 PACKAGE = "hapo_ros"
@@ -159,6 +160,11 @@ def describe(arguments: Mapping[str, str] | None = None) -> Deployment:
     mode = {"lock_step": lock_step}
     bags = str(Path(values["bags"]).resolve())
     again = Restart()
+    arbiter = mode | {"readers": 2 if lock_step else 0}
+    arbiter |= {"on_device_lost": "continue"} if values["operator"] == "none" else {}
+    operator = _operator(values, lock_step)
+    hand = (operator[0].name, operator[0].parameters) if operator else None
+    settings = of_deployment(values["robot"], values["operator"], parameter_file, arbiter, hand)
     nodes = [
         NodeSpec(
             "recorder",
@@ -168,7 +174,7 @@ def describe(arguments: Mapping[str, str] | None = None) -> Deployment:
             | {
                 "operator": values["operator"] != "none",
                 "root": bags,
-                "settings_json": json.dumps(_settings(values)),
+                "settings_json": json.dumps(settings),
             },
             restart=again,
             stop_order=3,
@@ -182,21 +188,14 @@ def describe(arguments: Mapping[str, str] | None = None) -> Deployment:
             | {
                 "task": values["task"],
                 "image_size": image_size,
-                "tick_readers": 4 if simulated else 3,
-                "image_readers": 2,
+                "tick_readers": ["policy", "arbiter", "recorder"]
+                + (["simulated_operator"] if simulated else []),
+                "image_readers": ["policy", "recorder"],
             },
             essential=True,
             stop_order=2,
         ),
-        NodeSpec(
-            "arbiter",
-            "arbiter",
-            mode
-            | {"readers": 2 if lock_step else 0}
-            | ({"on_device_lost": "continue"} if values["operator"] == "none" else {}),
-            restart=again,
-            stop_order=1,
-        ),
+        NodeSpec("arbiter", "arbiter", arbiter, restart=again, stop_order=1),
         NodeSpec(
             "policy",
             "policy",
@@ -209,7 +208,7 @@ def describe(arguments: Mapping[str, str] | None = None) -> Deployment:
             restart=again,
         ),
     ]
-    nodes += _operator(values, lock_step)
+    nodes += operator
     if values["optimizer"] == "true":
         nodes.append(NodeSpec("optimizer", "optimizer", stop_timeout_s=15.0))
     return Deployment(tuple(nodes), parameter_file.resolve(), lock_step, values)
@@ -270,7 +269,3 @@ def _what_it_sees(policy: Path) -> tuple[list[str], int, bool]:
         )
     size = next(iter(sizes))[0] if sizes else 84
     return list(cameras), int(size), bool(config["object_state"])
-
-
-def _settings(values: Mapping[str, str]) -> dict:
-    return {name: values[name] for name in ("robot", "operator", "lock_step")}

@@ -49,11 +49,14 @@ def image(camera: str) -> str:
     return f"observation/{camera}/image"
 
 
+def observed(cameras, object_state: bool) -> list[str]:
+    """Topics of what an observation is made of."""
+    state = [OBJECT_STATE] if object_state else []
+    return [JOINT_STATE, EEF_POSE, *state, *map(image, cameras)]
+
+
 def recorded(cameras, object_state: bool, operator: bool = True) -> dict[str, str]:
     """Topics that an episode's bag holds, with their types. operator: whether there is one."""
-    names = [OBSERVATION_TICK, JOINT_STATE, EEF_POSE, POLICY_ACTION, EXECUTED_ACTION]
+    names = [OBSERVATION_TICK, *observed(cameras, object_state), POLICY_ACTION, EXECUTED_ACTION]
     names += [AUTHORITY_STATUS] + ([JOY, TWIST] if operator else [])
-    names += [OBJECT_STATE] if object_state else []
-    return {name: TYPES[name] for name in names} | {
-        image(camera): "sensor_msgs/msg/Image" for camera in cameras
-    }
+    return {name: TYPES.get(name, "sensor_msgs/msg/Image") for name in names}

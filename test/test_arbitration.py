@@ -9,6 +9,7 @@ import pytest
 
 from hapo_ros.arbitration import (
     TRANSITIONS,
+    Applied,
     Arbiter,
     ArbiterConfig,
     Authority,
@@ -16,6 +17,7 @@ from hapo_ros.arbitration import (
     HumanSample,
     PolicyCommand,
     Reason,
+    Refusal,
     Tick,
     Trigger,
 )
@@ -82,10 +84,13 @@ class Rig:
 
     # What happens
 
-    def tick(self, *reports, policy=AS_PLANNED, events=(), silent=False, sequence=None):
-        """One control period; policy: a command, None for a late one, or actions to answer with."""
+    def tick(self, *reports, policy=AS_PLANNED, events=(), silent=False, sequence=None, **told):
+        """One control period; policy: a command, None for a late one, or actions to answer with.
+
+        told: what the tick says otherwise than that the last decision was applied.
+        """
         self.now_s += PERIOD_S
-        tick = self.next_tick(sequence)
+        tick = replace(self.next_tick(sequence), **told)
         if policy is AS_PLANNED:
             policy = self.answer(tick) if tick.policy_due else None
         elif callable(policy):
@@ -162,7 +167,12 @@ def stay_neutral(made: Rig):
 STIMULI = {
     Trigger.START_DEPLOYMENT: lambda made: made.start(episode_id="ep2"),
     Trigger.START_DEMONSTRATION: lambda made: made.start(episode_id="ep2", demonstration=True),
-    Trigger.JOIN: lambda made: made.start(episode_id="ep2", sequence=40),
+    Trigger.JOIN: lambda made: made.start(
+        episode_id="ep2", sequence=40, authority=Authority.POLICY
+    ),
+    Trigger.JOIN_IN_FAULT: lambda made: made.start(
+        episode_id="ep2", sequence=40, authority=Authority.FAULT
+    ),
     Trigger.CAP: lambda made: made.move(),
     Trigger.AUTHORITY_BUTTON: lambda made: made.press(AUTHORITY),
     Trigger.LET_GO: stay_neutral,
@@ -173,22 +183,22 @@ STIMULI = {
 } | {
     Trigger[event.name]: lambda made, event=event: made.send(event)
     for event in Event
-    if event not in (Event.START_DEPLOYMENT, Event.START_DEMONSTRATION)
+    if event not in (Event.START_DEPLOYMENT, Event.START_DEMONSTRATION, Event.JOIN)
 }
 CONFIGURED = {
     Trigger.LET_GO: {"handback": "release"},
     Trigger.DEADMAN: {"handback": "deadman"},
     Trigger.POLICY_GONE: {"max_policy_failures": 1},
 }
-STARTS = (Trigger.START_DEPLOYMENT, Trigger.START_DEMONSTRATION, Trigger.JOIN)
+JOINS = (Trigger.JOIN, Trigger.JOIN_IN_FAULT)
+STARTS = (Trigger.START_DEPLOYMENT, Trigger.START_DEMONSTRATION, *JOINS)
 
 
 def expected_of(authority, trigger):
     """(authority, reason) by the table; a start ends the episode that runs, then begins its own."""
-    row = TRANSITIONS.get((authority, trigger))
-    if row is None and trigger in STARTS and authority is not Authority.FAULT:
+    if trigger in STARTS and authority is not Authority.FAULT:
         return TRANSITIONS[TRANSITIONS[authority, Trigger.END_EPISODE][0], trigger]
-    return row
+    return TRANSITIONS.get((authority, trigger))
 
 
 @pytest.mark.parametrize(
@@ -311,6 +321,30 @@ def test_a_start_in_the_middle_of_an_episode_means_that_the_arbiter_was_restarte
     assert made.tick().label == POLICY
 
 
+def test_an_arbiter_that_was_restarted_before_the_first_tick_was_decided_holds_too():
+    made = Rig()
+    made.tick()
+    made.timer(made.report(), events=[Event.START_DEPLOYMENT, Event.JOIN])
+    made.episode_id, made.sequence = "ep1", -1
+    decision = made.tick()
+    assert holds(decision) and decision.sequence == 0
+    assert (decision.authority, decision.reason) == (Authority.HOLD, Reason.RESTARTED)
+    assert holds(made.send(Event.RESUME))
+    assert made.tick().label == POLICY
+
+
+def test_a_fault_outlasts_a_restart_of_the_arbiter():
+    made = Rig()
+    made.tick()
+    decision = made.start(sequence=40, authority=Authority.FAULT)
+    assert holds(decision)
+    assert (decision.authority, decision.reason) == (Authority.FAULT, Reason.RESTARTED_IN_FAULT)
+    assert holds(made.send(Event.RESUME)) and made.arbiter.authority is Authority.FAULT
+    assert made.send(Event.CLEAR_FAULT).reason is Reason.FAULT_CLEARED
+    made.send(Event.RESUME)
+    assert made.tick().label == POLICY
+
+
 def test_a_start_before_the_first_tick_waits_for_it():
     """Between episodes ticks have stopped and the arbiter runs by its own timer."""
     made = Rig()
@@ -337,7 +371,8 @@ def test_a_start_in_a_fault_is_refused_and_counted():
     made = rig(Authority.FAULT)
     decision = made.start(episode_id="ep2")
     assert holds(decision) and decision.authority is Authority.FAULT
-    assert made.counts["starts_refused"] == 1
+    assert decision.refusals == (Refusal.START_IN_FAULT,)
+    assert made.counts["start_in_fault"] == 1
 
 
 def test_a_start_leaves_the_gripper_where_the_robot_says_it_stands():
@@ -626,7 +661,7 @@ def test_a_silent_device_holds_and_has_to_be_neutral_before_anything_goes_on(aut
     # Back, but deflected: stuck, perhaps. Neither it nor the policy gets the arm.
     assert holds(made.move(0.5))
     assert holds(made.tick(made.report(0.5), events=[Event.RESUME])) and made.arbiter.reason is lost
-    assert made.counts["resume_refused"] == 2
+    assert made.counts["resume_without_device"] == 2
     # Neutral: it is armed, and still holds until someone asks.
     assert holds(made.tick()) and made.arbiter.armed
     assert made.tick().authority is Authority.HOLD
@@ -779,6 +814,38 @@ def test_the_gripper_never_changes_at_a_change_of_authority(command):
     ]
     for step in steps:
         assert step().action[GRIPPER] == pytest.approx(command)
+
+
+@pytest.mark.parametrize("told", [Applied.LATE_HELD, Applied.REFUSED])
+def test_a_gripper_command_that_was_not_executed_is_not_executed_by_a_takeover_or_a_hold(told):
+    closing = FORWARD.copy()
+    closing[GRIPPER] = CLOSED
+    for act in (
+        lambda made, **known: made.tick(made.report(0.5), **known),
+        lambda made, **known: made.send(Event.HOLD, **known),
+        lambda made, **known: made.tick(policy=None, **known),
+    ):
+        made = rig()
+        made.tick(policy=lambda tick, made=made: made.answer(tick, closing))
+        decision = act(made, applied=told, applied_action=hold(OPEN))
+        assert decision.action[GRIPPER] == OPEN
+        assert made.send(Event.HOLD).action[GRIPPER] == OPEN
+
+
+def test_a_gripper_command_that_was_executed_is_kept_by_a_takeover():
+    made = rig()
+    closing = FORWARD.copy()
+    closing[GRIPPER] = CLOSED
+    made.tick(policy=lambda tick: made.answer(tick, closing))
+    decision = made.tick(made.report(0.5), applied=Applied.APPLIED, applied_action=hold(OPEN))
+    assert decision.action[GRIPPER] == CLOSED  # a disturbance moved the robot's
+
+
+def test_a_humans_gripper_press_counts_though_the_decision_came_too_late():
+    made = rig(Authority.HUMAN)
+    assert made.press(GRIP).action[GRIPPER] == CLOSED
+    decision = made.tick(applied=Applied.LATE_HELD, applied_action=hold(OPEN))
+    assert decision.authority is Authority.HUMAN and decision.action[GRIPPER] == CLOSED
 
 
 # The policy's numbers
@@ -1030,7 +1097,8 @@ def test_clearing_a_fault_needs_a_neutral_device():
     made.move(0.5)  # armed before, deflected now
     decision = made.tick(made.report(0.5), events=[Event.CLEAR_FAULT])
     assert holds(decision) and decision.authority is Authority.FAULT
-    assert made.counts["clear_refused"] == 1
+    assert decision.refusals == (Refusal.CLEAR_WITHOUT_DEVICE,)
+    assert made.counts["clear_without_device"] == 1
     stay_silent(made)
     assert made.send(Event.CLEAR_FAULT, silent=True).authority is Authority.FAULT
     made.tick()
@@ -1040,6 +1108,23 @@ def test_clearing_a_fault_needs_a_neutral_device():
     assert holds(made.tick())
     made.send(Event.RESUME)
     assert made.tick().label == POLICY
+
+
+def test_clearing_a_fault_needs_a_device_that_reports():
+    made = rig(Authority.FAULT)
+    made.tick()  # seen at rest; and then it falls silent
+    made.now_s += made.arbiter.config.device_timeout_s
+    decision = made.send(Event.CLEAR_FAULT, silent=True)
+    assert decision.authority is Authority.FAULT
+    assert decision.refusals == (Refusal.CLEAR_WITHOUT_DEVICE,)
+
+
+def test_clearing_a_fault_waits_for_a_device_that_has_not_reported_yet():
+    made = Rig()
+    made.start(silent=True, sequence=40, authority=Authority.FAULT)
+    assert made.send(Event.CLEAR_FAULT, silent=True).authority is Authority.FAULT
+    made.tick()
+    assert made.send(Event.CLEAR_FAULT).authority is Authority.HOLD
 
 
 def test_where_there_is_no_device_a_fault_is_cleared_by_the_request_alone():
@@ -1077,6 +1162,40 @@ def test_requests_are_handled_in_order():
     assert made.send(Event.HOLD, Event.RESUME).reason is Reason.RESUMED
     assert made.send(Event.RESUME, Event.HOLD).reason is Reason.OPERATOR_HOLD
     assert made.send(Event.ESTOP, Event.CLEAR_FAULT, Event.RESUME).reason is Reason.RESUMED
+
+
+def test_what_would_be_refused_is_known_before_and_nothing_changes_by_asking():
+    made = rig(Authority.FAULT)
+    made.move(0.5)
+
+    def refusal(event, *events):
+        return made.arbiter.refusal(made.now_s, event, events)
+
+    assert refusal(Event.CLEAR_FAULT) is Refusal.CLEAR_WITHOUT_DEVICE
+    assert refusal(Event.RESUME) is Refusal.RESUME_IN_FAULT
+    made.tick()
+    assert refusal(Event.CLEAR_FAULT) is None
+    assert refusal(Event.RESUME) is Refusal.RESUME_IN_FAULT
+    assert refusal(Event.RESUME, Event.CLEAR_FAULT) is None  # which is queued before it
+    assert refusal(Event.RESUME, Event.CLEAR_FAULT, Event.ESTOP) is Refusal.RESUME_IN_FAULT
+    assert made.arbiter.authority is Authority.FAULT and not made.counts["resume_in_fault"]
+    assert made.send(Event.RESUME).refusals == (Refusal.RESUME_IN_FAULT,)
+    assert made.tick().refusals == ()
+    for event in (Event.HOLD, Event.ESTOP):
+        assert refusal(event) is None
+
+
+def test_resuming_without_the_device_that_was_lost_is_refused():
+    made = rig()
+    stay_silent(made)
+    assert made.arbiter.refusal(made.now_s, Event.RESUME) is Refusal.RESUME_WITHOUT_DEVICE
+    assert made.send(Event.RESUME).refusals == (Refusal.RESUME_WITHOUT_DEVICE,)
+    assert made.arbiter.refusal(made.now_s, Event.RESUME) is None  # it is back, at rest
+
+
+def test_every_refusal_is_a_sentence_that_says_what_to_do():
+    for refusal in Refusal:
+        assert refusal.value.endswith(".") and ", " in refusal.value and ":" in refusal.value
 
 
 def test_an_unknown_request_is_an_error_and_changes_nothing():

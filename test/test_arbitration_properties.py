@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from hapo_ros.arbitration import (
+    Applied,
     Arbiter,
     ArbiterConfig,
     Authority,
@@ -69,8 +70,9 @@ REQUESTS = [
     (Event.RESUME, Event.HOLD),
     (Event.END_EPISODE, DEPLOY),
     (Event.ESTOP, Event.CLEAR_FAULT, Event.RESUME),
+    (DEPLOY, Event.JOIN),
 ]
-TICKS = [*["tick"] * 40, "none", "skip", "silence", "foreign", "blind", "bad pose"]
+TICKS = [*["tick"] * 40, *["late"] * 4, "none", "skip", "silence", "foreign", "blind", "bad pose"]
 DELAYS_S = (0.0, 0.0, 0.01, 0.15)  # of a report, from its receipt to the step
 CLOCK_JUMPS_S = (0.0, 0.0, 0.0, 3600.0, -3600.0)  # of the senders' clock
 
@@ -114,6 +116,7 @@ class World:
         self.trusted = False  # seen at rest since it was silent or broken
         self.could_take_over = False  # it was, at some report of this step
         self.handed_back_s = -np.inf
+        self.gripper = -1.0  # of the robot
 
     # What goes in
 
@@ -124,6 +127,8 @@ class World:
         policy = self._policy(answer, tick)
         samples = [self._sample(report) for report in reports if kind != "silence"]
         before = self._before()
+        # The last decision was not executed: the gripper stands where it stood.
+        lags = kind == "late" and self._belongs(tick) and before[0] is not Authority.HUMAN
 
         ready = tick is None or self.arbiter.ready(self.now_s, tick, policy, samples, requests)
         assert self._before() == before, "ready() changed something"
@@ -131,12 +136,13 @@ class World:
 
         began = self._episode(tick, requests, before[0] is Authority.FAULT)
         self.before = self.valid
+        self.gripper = self.gripper if tick is None else float(tick.applied_action[GRIPPER])
         self._device(samples)
         if policy is not None and self._belongs(tick):
             asked = (tick.episode_id, tick.sequence, decision.epoch)
             if (policy.episode_id, policy.sequence, policy.epoch) == asked:
                 self.plan = policy
-        self._check(decision, tick, samples, requests, before, began)
+        self._check(decision, tick, samples, requests, before, began, lags)
         waited = decision.reason in (Reason.POLICY_LATE, Reason.POLICY_GONE)
         assert waited or ready, "ready() waits for an answer that nobody needs"
         assert not (ready and decision.reason is Reason.POLICY_LATE)
@@ -150,20 +156,27 @@ class World:
         return *known, sum(arbiter.counts.values()), arbiter.device_live(self.now_s)
 
     def _tick(self, kind, starts) -> Tick:
+        executed = self.last is not None and kind != "late"
+        gripper = float(self.last.action[GRIPPER]) if executed else self.gripper
         if kind == "foreign" and not starts and not self.waiting:
-            return Tick("another episode", 3, 0, policy_due=True)
+            stands = np.array([0, 0, 0, 0, 0, 0, self.gripper], np.float32)
+            return Tick("another episode", 3, 0, applied_action=stands, policy_due=True)
         if starts or self.waiting:
             self.episodes += 1
             # Now and then the arbiter meets an episode that runs already.
             self.sequence = 20 if self.episodes % 7 == 0 else -1
+            gripper = -1 + self.episodes % 3
         self.sequence += 2 if kind == "skip" and self.sequence >= 0 else 1
         echo = {} if self.last is None else {"epoch": self.last.epoch}
         echo["eef_pose"] = self._pose(kind)
+        if self.episodes % 14 == 0:
+            echo["authority"] = Authority.FAULT
         return Tick(
             f"ep{self.episodes}",
             self.sequence,
             self._stamp_ns(),
-            applied_action=np.array([0, 0, 0, 0, 0, 0, -1 + self.episodes % 3], np.float32),
+            applied=Applied.APPLIED if executed else Applied.LATE_HELD,
+            applied_action=np.array([0, 0, 0, 0, 0, 0, gripper], np.float32),
             policy_due=True,
             **(echo if self.sequence else {"eef_pose": echo["eef_pose"]}),
         )
@@ -251,12 +264,12 @@ class World:
 
     # What always holds
 
-    def _check(self, decision, tick, samples, requests, before, began) -> None:
+    def _check(self, decision, tick, samples, requests, before, began, lags) -> None:
         was, _, epoch, armed, _, _, live = before
         self._check_numbers(decision, tick)
         self._check_label(decision, tick)
         self._check_source_of_motion(decision, tick)
-        self._check_gripper(decision, samples, began)
+        self._check_gripper(decision, samples, began, lags)
         self._check_latch(decision, was, requests)
         self._check_hands(decision, was, epoch, began)
         deflected = [s for s in samples if not any(s.buttons) and np.abs(s.axes).max() >= 0.2]
@@ -361,16 +374,14 @@ class World:
         turn = Rotation.from_quat(frames[self.config.operator_frame])
         return np.r_[turn.apply(twist[:3]), turn.apply(twist[3:])]
 
-    def _check_gripper(self, decision, samples, began) -> None:
-        if self.last is None or decision.action[GRIPPER] == self.last.action[GRIPPER]:
-            return
+    def _check_gripper(self, decision, samples, began, lags) -> None:
+        """It stays where it is unless the policy moves it or the human moves its button."""
         known = [*samples, self.before] if self.config.gripper_mode == "hold" else samples
         moved = any(sample.buttons[0] for sample in known if sample is not None)
-        assert (
-            decision.label == POLICY
-            or began
-            or (moved and Authority.HUMAN in (decision.authority, self.last.authority))
-        )
+        if self.last is None or decision.label == POLICY or moved or began:
+            return
+        stood = self.gripper if lags else self.last.action[GRIPPER]
+        assert decision.action[GRIPPER] == stood
 
     def _check_latch(self, decision, was, requests) -> None:
         if was is Authority.FAULT and Event.CLEAR_FAULT not in requests:

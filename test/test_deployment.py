@@ -5,6 +5,7 @@ import json
 import py_compile
 import runpy
 import sys
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
+from hapo_ros.arbitration import ArbiterConfig
 from hapo_ros.deployment import ARGUMENTS, Deployment, NodeSpec, Restart, describe, parse
 from hapo_ros.devices import DeviceLost, spacemouse
 from hapo_ros.policies import checkpoint
@@ -23,6 +25,7 @@ from hapo_ros.policies.promoted import set_current, written_ns
 from hapo_ros.policies.tiny_vla import Normalisation, TinyVla, TinyVlaConfig
 from hapo_ros.policies.tokenizers import Words
 from hapo_ros.resources import resource
+from hapo_ros.sim.operator import OperatorConfig
 from hapo_ros.supervisor import DeploymentError, _yaml
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,7 +75,13 @@ def test_a_deployment_with_a_simulated_operator_in_full(policy, tmp_path, monkey
         {"policy": str(policy), "operator": "simulated", "episodes": "40", "takeovers": "8"}
     )
     seen = {"cameras": ["agentview", "wrist"], "object_state": False, "lock_step": True}
-    settings = {"robot": "simulation", "operator": "simulated", "lock_step": "auto"}
+    settings = {
+        "robot": "simulation",
+        "arbiter": asdict(ArbiterConfig(lock_step=True)),
+        "operator": {"kind": "simulated"} | asdict(OperatorConfig()),
+        "disturbance": None,
+    }
+    readers = ["policy", "arbiter", "recorder", "simulated_operator"]
     again = Restart(times=3, within_s=60.0, delay_s=0.2)
     assert deployment.nodes == (
         NodeSpec(
@@ -91,7 +100,13 @@ def test_a_deployment_with_a_simulated_operator_in_full(policy, tmp_path, monkey
         NodeSpec(
             "robosuite_bridge",
             "robosuite_bridge",
-            seen | {"task": "Lift", "image_size": 64, "tick_readers": 4, "image_readers": 2},
+            seen
+            | {
+                "task": "Lift",
+                "image_size": 64,
+                "tick_readers": readers,
+                "image_readers": ["policy", "recorder"],
+            },
             essential=True,
             stop_order=2,
         ),
@@ -252,8 +267,11 @@ def test_lock_step_is_for_a_simulated_operator_and_everyone_is_told_the_same(
     assert {"recorder", "robosuite_bridge", "arbiter"} <= set(told)
     for name in ("arbiter", "policy"):  # in lock-step nothing may be lost at the beginning
         assert nodes[name].parameters["readers"] == (2 if expected else 0)
-    readers = 4 if operator == "simulated" else 3
-    assert nodes["robosuite_bridge"].parameters["tick_readers"] == readers
+    # By name: whoever else listens does not stand in for one of them.
+    robot = nodes["robosuite_bridge"].parameters
+    assert set(robot["tick_readers"]) | set(robot["image_readers"]) <= set(nodes)
+    readers = {"policy", "arbiter", "recorder", "simulated_operator"} & set(nodes)
+    assert set(robot["tick_readers"]) == readers
 
 
 @pytest.mark.parametrize("operator", ["spacemouse", "keyboard", "none"])
@@ -317,6 +335,50 @@ def test_an_argument_that_cannot_be_used_is_a_sentence(policy, arguments, error,
         describe({"policy": str(policy), **arguments})
     assert says in str(caught.value)
     assert str(caught.value).endswith(".")
+
+
+def test_a_bag_says_what_the_configuration_says_of_arbiter_and_operator(policy, tmp_path):
+    config = tmp_path / "nodes.yaml"
+    config.write_text(
+        "/**: {ros__parameters: {max_linear: 0.5, noise: 0.1}}\n"
+        "arbiter: {ros__parameters: {handback: release, tick_timeout_s: 0.3}}\n"
+        "/simulated_operator: {ros__parameters: {patience_steps: 8, noise: 0.0}}\n"
+        "keyboard: {ros__parameters: {deflection: 0.3}}\n"
+        "other: {namespace: {ros__parameters: {max_linear: 0.1}}}\n"
+    )
+
+    def settings(operator):
+        nodes = deploy(policy, config=str(config), operator=operator)
+        return json.loads(nodes["recorder"].parameters["settings_json"])
+
+    of_arbiter = ArbiterConfig(max_linear=0.5, handback="release")
+    assert settings("simulated")["arbiter"] == asdict(replace(of_arbiter, lock_step=True))
+    operator = OperatorConfig(patience_steps=8, noise=0.0)
+    assert settings("simulated")["operator"] == {"kind": "simulated"} | asdict(operator)
+    assert settings("keyboard")["arbiter"] == asdict(of_arbiter)
+    assert settings("keyboard")["operator"]["kind"] == "keyboard"
+    assert settings("keyboard")["operator"]["deflection"] == 0.3
+    assert settings("none")["operator"] is None
+    assert settings("none")["arbiter"]["on_device_lost"] == "continue"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("arbiter: [", "cannot be used"),
+        ("arbiter", "cannot be used"),
+        ("arbiter: {ros__parameters: {handback: sometimes}}", "handback must be button"),
+        ("arbiter: {ros__parameters: {max_linear: fast}}", "cannot be used"),
+        ("simulated_operator: {ros__parameters: {noise: -1}}", "noise must not be negative"),
+    ],
+)
+def test_a_configuration_that_cannot_be_used_is_refused_before_anything_starts(
+    policy, tmp_path, text, says
+):
+    config = tmp_path / "nodes.yaml"
+    config.write_text(text)
+    with pytest.raises(ValueError, match=f"(?s){says}.*Nothing is started"):
+        deploy(policy, config=str(config), operator="simulated")
 
 
 def test_a_folder_is_no_configuration(policy, tmp_path):

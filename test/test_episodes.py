@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -41,6 +42,10 @@ from hapo_ros.episodes import (
     unfinished,
 )
 from hapo_ros.episodes import messages as m
+from hapo_ros.episodes.bag import BagFile
+from hapo_ros.episodes.contents import messages as messages_of
+from hapo_ros.episodes.tally import Tally
+from hapo_ros.episodes.writer import finish_bag
 
 TYPES = m.bag_types()
 START_NS = 1_700_000_000_000_000_000
@@ -143,6 +148,20 @@ def record(root, info=None, live=(P,) * 6, outcomes=None, outcome="success", ski
     return writer.finish(writer.result(outcome))
 
 
+def add_unchecked(path, topic, message):
+    """Write the bag anew with one message more, which the writer would not take."""
+    reader, kept = EpisodeReader(path), list(messages_of(next(path.glob("*.mcap"))))
+    shutil.rmtree(path)
+    path.mkdir()
+    bag = BagFile(path, path.name)
+    for each in dict.fromkeys(message.topic for message in kept):
+        bag.add_topic(*each)
+    for each in kept[:-1]:
+        bag.write(each.topic.name, each.cdr, each.log_ns, each.publish_ns)
+    bag.write(topic, m.to_cdr(message, topics.TYPES[topic]), START_NS, START_NS)
+    finish_bag(bag, reader.info, reader.result)
+
+
 def executed(decision, tick=True):
     message = m.executed_action_message(TYPES, decision, START_NS, tick=tick)
     return START_NS, topics.EXECUTED_ACTION, message
@@ -233,6 +252,7 @@ def test_a_step_whose_observation_was_lost_is_left_out_but_counts_for_k(tmp_path
     path = record(tmp_path, live=(P, P, P, H), skip={(topic, 2)})
     reader = EpisodeReader(path)
     assert reader.sequences.tolist() == [0, 1, 3] and reader.lost_steps == 1
+    assert reader.result.lost == {topic: 1}
     assert reader.labels(2).tolist() == [1, 0, 2]
     assert len(reader.steps()) == 3
 
@@ -241,6 +261,90 @@ def test_a_lost_decision_makes_a_step_that_nobody_executed(tmp_path):
     reader = EpisodeReader(record(tmp_path, skip={(topics.EXECUTED_ACTION, 2)}))
     assert reader.live.tolist() == [P, P, N, P, P, P]
     assert not reader.steps()[2].requested.size
+    assert reader.result.lost == {topics.EXECUTED_ACTION: 1}
+
+
+# What was lost
+
+
+def lost_of(messages, info=None):
+    """What a tally says is lost, after the messages, whatever their order."""
+    info = info or an_info()
+    tally = Tally(info)
+    for topic, message in messages:
+        types = topics.recorded(info.cameras, bool(info.object_state))
+        tally.see(topic, m.to_cdr(message, types[topic]))
+    return tally.lost()
+
+
+def test_where_nobody_decided_no_decision_is_lost():
+    """The arbiter stopped, was killed or frozen: the robot side held, and says so."""
+    late = dict.fromkeys(range(3, 9), Applied.LATE_HELD)
+    info, gone = an_info(), {(topics.EXECUTED_ACTION, sequence) for sequence in late}
+    kept = [
+        (topic, message)
+        for stamp_ns, topic, message in an_episode(info, [P] * 9, late)
+        if (topic, (stamp_ns - START_NS) // PERIOD_NS) not in gone
+    ]
+    assert lost_of(kept) == {}
+    refused = late | {5: Applied.REFUSED}  # that one did reach the robot side
+    ticks = [
+        (topic, message)
+        for _, topic, message in an_episode(info, [P] * 9, refused)
+        if topic != topics.EXECUTED_ACTION
+    ]
+    decisions = [(t, message) for t, message in kept if t == topics.EXECUTED_ACTION]
+    assert lost_of(ticks + decisions) == {topics.EXECUTED_ACTION: 1}
+
+
+def test_what_is_lost_does_not_depend_on_the_order_of_arrival():
+    whole = [(topic, message) for _, topic, message in an_episode(an_info(), [P] * 12)]
+    image, decision = topics.image("front"), topics.EXECUTED_ACTION
+    without = {(image, 2), (image, 7), (decision, 4), (topics.OBSERVATION_TICK, 9)}
+    kept = [
+        (topic, message)
+        for stamp_ns, topic, message in an_episode(an_info(), [P] * 12)
+        if (topic, (stamp_ns - START_NS) // PERIOD_NS) not in without
+    ]
+    for seed in range(20):
+        shuffled = random.Random(seed).sample(kept, len(kept))
+        assert lost_of(shuffled) == {image: 2, decision: 1, topics.OBSERVATION_TICK: 1}
+        assert lost_of(random.Random(seed).sample(whole * 2, 2 * len(whole))) == {}
+
+
+def test_a_message_that_two_ticks_name_is_lost_once_or_not_at_all():
+    """A camera that is slower than the ticks."""
+    info, image = an_info(object_state=[]), topics.image("front")
+    picture = m.image_message(TYPES, an_observation(0).images["front"], 5, "camera")
+    ticks = [
+        (topics.OBSERVATION_TICK, m.tick_message(TYPES, Tick("ep1", s, 10 + s), {image: 5}))
+        for s in range(3)
+    ]
+    assert lost_of(ticks, info) == {image: 1}
+    for place in range(4):
+        assert lost_of(ticks[:place] + [(image, picture)] + ticks[place:], info) == {}
+
+
+def test_an_episode_is_whole_when_its_last_tick_is_there_and_nothing_before_it_is_missing():
+    tally = Tally(an_info())
+    types = topics.recorded({"front": []}, True)
+    for _, topic, message in an_episode(an_info(), [P] * 3):
+        assert not tally.is_whole(3)
+        tally.see(topic, m.to_cdr(message, types[topic]))
+    assert tally.is_whole(3) and tally.is_whole(-1) and not tally.is_whole(4)
+
+
+def test_counting_what_is_lost_takes_little_memory_however_long_the_episode():
+    """Of a tick's messages only a few numbers are kept."""
+    tally, info = Tally(an_info()), an_info()
+    types = topics.recorded(info.cameras, True)
+    tracemalloc.start()
+    try:
+        for _, topic, message in an_episode(info, [P] * 3000):
+            tally.see(topic, m.to_cdr(message, types[topic]))
+        assert tracemalloc.get_traced_memory()[0] / 3000 < 500  # bytes a tick
+    finally:
+        tracemalloc.stop()
 
 
 # The bag itself
@@ -465,11 +569,52 @@ def test_a_killed_recorder_loses_at_most_the_last_chunk(tmp_path):
     chunk = 11  # steps in 0.5 s, and the one that ends it
     assert written - chunk <= len(reader.steps()) <= written + chunk
     assert not reader.result.complete and "Recovered from .ep1.partial" in reader.result.note
-    assert reader.result.labels == labels.counts(reader.live)
+    assert reader.result.labels == labels.counts(reader.live) and reader.result.lost == {}
     readers, skipped = open_episodes([tmp_path], accept_recovered=True)
     assert len(readers) == 1 and not skipped
     with pytest.raises(RecoveryError, match="exists already"):
         recover(partial)
+
+
+def left_unfinished(root, skip=()):
+    """What a recorder leaves that was killed after 20 steps, all of them flushed."""
+    with a_writer(root, an_info()) as writer:
+        for stamp_ns, topic, message in an_episode(writer.info, [P] * 20):
+            if (topic, (stamp_ns - START_NS) // PERIOD_NS) not in skip:
+                writer.write_message(topic, message, stamp_ns)
+        # The same once more, of a later time: it flushes what came before.
+        writer.write_message(topic, message, stamp_ns + 10 * PERIOD_NS)
+    return root / ".ep1.partial"
+
+
+def test_a_recovered_bag_says_what_was_lost_before_the_crash(tmp_path):
+    image = topics.image("front")
+    skip = {(image, 3), (image, 5), (topics.EXECUTED_ACTION, 4)}
+    reader = EpisodeReader(recover(left_unfinished(tmp_path, skip)), accept_recovered=True)
+    assert reader.result.lost == {image: 2, topics.EXECUTED_ACTION: 1}
+
+
+def test_a_recovery_that_was_killed_is_begun_anew(tmp_path):
+    partial = left_unfinished(tmp_path)
+    working = tmp_path / ".ep1.recovering"
+    working.mkdir()
+    (working / "ep1_0.mcap").write_bytes(b"half of it")
+    assert unfinished(tmp_path) == [partial]
+    path = recover(partial)
+    assert path == tmp_path / "ep1" and not working.exists()
+    assert len(EpisodeReader(path, accept_recovered=True).live) == 20
+
+
+def test_a_recovery_that_still_runs_is_left_alone(tmp_path):
+    partial = left_unfinished(tmp_path)
+    working = tmp_path / ".ep1.recovering"
+    working.mkdir()
+    other = BagFile(working, "ep1")
+    with pytest.raises(RecoveryError, match="is being recovered already"):
+        recover(partial)
+    other.abandon()
+    assert (working / "ep1_0.mcap").exists() and not (tmp_path / "ep1").exists()
+    assert recover(partial).exists()
 
 
 def test_recovery_of_nothing_says_so_and_leaves_nothing(tmp_path):
@@ -556,14 +701,34 @@ def test_a_bag_that_cannot_be_trusted_is_skipped_with_a_named_reason(tmp_path, d
             "is not finite",
         ),
         ((executed(a_decision("ep1", 99, P))[2], "action", np.zeros(3, np.float32)), "in one"),
+        (
+            (
+                m.policy_action_message(
+                    TYPES, PolicyCommand("ep1", 99, 0, "v1", np.zeros((2, 7))), 0
+                ),
+                "horizon",
+                3,
+            ),
+            "14 numbers for a chunk of 3 x 7",
+        ),
     ],
 )
-def test_a_bag_with_a_malformed_message_is_refused_as_a_whole(tmp_path, extra, sentence):
+def test_a_malformed_message_is_not_recorded_and_a_bag_that_has_one_is_refused_as_a_whole(
+    tmp_path, extra, sentence
+):
     message, name, value = extra
     setattr(message, name, value)
-    executed_action = "ExecutedAction" in message.__msgtype__
-    topic = topics.EXECUTED_ACTION if executed_action else topics.OBSERVATION_TICK
-    error = bad(record(tmp_path, extra=[(START_NS, topic, message)]))
+    topic = next(name for name, type_ in topics.TYPES.items() if type_ == message.__msgtype__)
+    writer = a_writer(tmp_path / "refused", an_info())
+    for stamp_ns, each, sound in an_episode(writer.info, [P] * 6):
+        writer.write_message(each, sound, stamp_ns)
+    with pytest.raises(ValueError, match=sentence):
+        writer.write_message(topic, message, START_NS)
+    assert EpisodeReader(writer.finish(writer.result("success"))).live.tolist() == [P] * 6
+
+    path = record(tmp_path)
+    add_unchecked(path, topic, message)
+    error = bad(path)
     assert error.name == "malformed" and sentence in str(error)
 
 

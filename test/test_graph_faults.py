@@ -129,6 +129,7 @@ def test_a_killed_arbiter_comes_back_holding_and_a_human_resumes_the_same_episod
     resume(graph)
     bag = end(graph, episode_id)
     steps = EpisodeReader(bag).steps(images=False)
+    assert EpisodeReader(bag).result.lost == {}  # nobody decided meanwhile: nothing was lost
     restarted = [s for s in steps if s.reason == Reason.RESTARTED]
     assert all(s.live == labels.NONE and not s.action[:6].any() for s in restarted)
     first, last = restarted[0].sequence, restarted[-1].sequence
@@ -158,6 +159,7 @@ def test_a_frozen_arbiter_is_told_of_and_the_robot_holds_meanwhile(graph):
     held = [step for step in steps if outcomes.get(step.sequence) == Applied.LATE_HELD]
     assert len(held) >= 5  # some 20, if the machine keeps up
     assert all(step.live == labels.NONE and not step.action[:6].any() for step in held)
+    assert EpisodeReader(bag).result.lost == {}
 
 
 def test_a_killed_recorder_ends_the_episode_and_what_it_had_is_recovered(graph):

@@ -15,7 +15,7 @@ from ros_graph import Probe, nothing_left_running, save_untrained, start_node, w
 import hapo_ros
 from hapo_ros import labels, topics
 from hapo_ros.arbitration import Applied, Authority, Event, PolicyCommand, Reason, Tick
-from hapo_ros.episodes import EpisodeInfo, messages
+from hapo_ros.episodes import EpisodeInfo, EpisodeReader, Observation, messages
 from hapo_ros.episodes.interfaces import OWN_PACKAGE, bag_types, from_cdr, interface_folder, to_cdr
 
 pytest.importorskip("rclpy")
@@ -57,6 +57,11 @@ def start(tmp_path, ros_domain):
             process.wait(20)
             assert process.returncode == 0, process.log.read_text()
         assert "Traceback" not in process.log.read_text(), process.log.read_text()
+
+
+def log(process) -> str:
+    """What a node has written so far."""
+    return process.log.read_text()
 
 
 # Starting and ending
@@ -156,6 +161,17 @@ def test_no_node_takes_a_name_that_rclpys_node_has_for_something_else(ros_domain
                 assert not used & taken, (path.name, used & taken)
 
 
+UNITS = {
+    "_s": "s",
+    "_ns": "ns",
+    "_hz": "Hz",
+    "_m": "m",
+    "_m_s": "m/s",
+    "_rad_s": "rad/s",
+    "_mib": "MiB",
+}
+
+
 @pytest.mark.parametrize("name", NODES)
 def test_every_parameter_says_what_it_is_in_which_unit_and_range(name):
     for parameter in import_module(f"hapo_ros.nodes.{name}").PARAMETERS:
@@ -164,11 +180,10 @@ def test_every_parameter_says_what_it_is_in_which_unit_and_range(name):
         number = isinstance(parameter.default, int | float)
         if number and not isinstance(parameter.default, bool):
             assert parameter.minimum is not None and parameter.maximum is not None, parameter
-        for suffix, unit in (("_s", "s"), ("_hz", "Hz"), ("_m", "m"), ("_m_s", "m/s")):
-            if parameter.name.endswith(suffix) and not parameter.name.endswith(
-                "_m_s"[: -len(suffix)]
-            ):
-                assert parameter.unit == unit or suffix in ("_s", "_m"), parameter
+        suffixes = [suffix for suffix in UNITS if parameter.name.endswith(suffix)]
+        unit = UNITS[max(suffixes, key=len)] if suffixes else parameter.unit
+        assert parameter.unit == unit, parameter
+        assert suffixes or parameter.unit in ("", "px"), f"the name of {parameter} has no unit"
 
 
 # Messages
@@ -257,27 +272,6 @@ def test_own_messages_arrive_raw_as_they_are_read_from_a_bag(probe):
 # The recorder
 
 
-def ready_to_record(probe, cameras, but=()):
-    """Publishes what a deployment publishes, without the topics in ``but``."""
-    from std_msgs.msg import String
-
-    info = {
-        "task": "Lift",
-        "instruction": "lift the cube",
-        "cameras": {camera: [84, 84] for camera in cameras},
-        "object_state": [],
-        "action_space": {},
-    }
-    publishers = {
-        name: probe.publisher(name, type_name)
-        for name, type_name in topics.recorded(cameras, False).items()
-        if name not in but
-    }
-    publishers[topics.OBSERVATION_INFO] = probe.publisher(topics.OBSERVATION_INFO)
-    publishers[topics.OBSERVATION_INFO].publish(String(data=json.dumps(info)))
-    return publishers
-
-
 def called(probe, type_, name, **fields):
     client = probe.node.create_client(type_, name)
     wait_for(client.service_is_ready)
@@ -286,73 +280,211 @@ def called(probe, type_, name, **fields):
     return future.result()
 
 
+OF_POLICY = {"version": VERSION, "normalisation": {"proprio_mean": [0.5]}}
+
+
+class Deployed:
+    """What a deployment publishes, by hand, without the topics in ``but``; and its recorder."""
+
+    def __init__(self, probe, cameras=(), but=()):
+        from hapo_ros.nodes.common import ros_types
+
+        self.probe, self.types, self.cameras = probe, ros_types(), cameras
+        told = {
+            topics.OBSERVATION_INFO: {
+                "task": "Lift",
+                "instruction": "lift the cube",
+                "cameras": {camera: [84, 84] for camera in cameras},
+                "object_state": [],
+                "action_space": {},
+            },
+            topics.POLICY_INFO: OF_POLICY,
+        }
+        types = topics.recorded(cameras, False) | {name: topics.TYPES[name] for name in told}
+        self.publishers = {
+            name: probe.publisher(name, type_) for name, type_ in types.items() if name not in but
+        }
+        for name in told.keys() - set(but):
+            self.publishers[name].publish(self.types.String(data=json.dumps(told[name])))
+        wait_for(lambda: all(p.get_subscription_count() for p in self.publishers.values()))
+
+    def start(self, **fields):
+        from hapo_ros.srv import StartEpisode
+
+        fields = {"task": "Lift", "source": "deployment"} | fields
+        return called(self.probe, StartEpisode, topics.START_EPISODE, **fields)
+
+    def started(self, episode_id="ep", **fields):
+        """Start an episode as soon as the recorder knows enough."""
+        wait_for(lambda: self.start(episode_id=episode_id, **fields).ok)
+
+    def observe(self, sequence, applied=Applied.APPLIED, without=(), episode_id="ep"):
+        """A tick, what belongs to it but ``without``, and what became of the decision before."""
+        images = {camera: np.zeros((84, 84, 3), np.uint8) for camera in self.cameras}
+        applied = applied if sequence else Applied.NO_DECISION
+        stamp_ns = (sequence + 1) * 50_000_000
+        tick = Tick(episode_id, sequence, stamp_ns, sequence - 1, applied)
+        observation = Observation(images, np.zeros(9), POSE)
+        for name, message in messages.observation_messages(self.types, observation, tick).items():
+            if name not in without:
+                self.publishers[name].publish(message)
+
+    def decide(self, sequence, **known):
+        self.publishers[topics.EXECUTED_ACTION].publish(decision_message(sequence, **known))
+
+    def report(self, authority, reason):
+        """The arbiter's status."""
+        message = messages.authority_status_message(self.types, 0, authority, reason)
+        self.publishers[topics.AUTHORITY_STATUS].publish(message)
+
+    def end(self, last_sequence=-1):
+        from hapo_ros.srv import EndEpisode
+
+        ended = called(
+            self.probe,
+            EndEpisode,
+            topics.END_EPISODE,
+            episode_id="ep",
+            outcome="success",
+            last_sequence=last_sequence,
+        )
+        assert ended.ok, ended.text
+        return ended.bag
+
+    def discard(self, episode_id="ep"):
+        from hapo_ros.srv import DiscardEpisode
+
+        assert called(self.probe, DiscardEpisode, topics.DISCARD_EPISODE, episode_id=episode_id).ok
+
+
+@pytest.fixture
+def recorder(start, tmp_path):
+    """A recorder without cameras, in real time."""
+    return start("recorder", root=tmp_path / "bags", cameras="['']", lock_step="false")
+
+
 def test_an_episode_without_one_of_its_cameras_is_refused_and_the_topic_named(
     start, probe, tmp_path
 ):
-    from hapo_ros.srv import StartEpisode
-
     start("recorder", root=tmp_path / "bags", cameras="[agentview,wrist]")
     silent = topics.image("wrist")
-    publishers = ready_to_record(probe, ("agentview", "wrist"), but=[silent])
-    wait_for(lambda: all(p.get_subscription_count() for p in publishers.values()))
-    ask = partial(called, probe, StartEpisode, topics.START_EPISODE, task="Lift")
+    deployed = Deployed(probe, ("agentview", "wrist"), but=[silent])
     replies = []
 
     def only_one_is_missing():
-        replies.append(ask(source="deployment"))
+        replies.append(deployed.start())
         return replies[-1].text.count("observation/") == 1
 
     wait_for(only_one_is_missing)
     assert not replies[-1].ok and f"No one publishes {silent}." in replies[-1].text
     assert not list((tmp_path / "bags").iterdir())
     probe.publisher(silent, "sensor_msgs/msg/Image")
-    wait_for(lambda: ask(source="deployment").ok)
+    deployed.started()
 
 
 def test_a_full_disk_refuses_an_episode(start, probe, tmp_path):
-    from hapo_ros.srv import StartEpisode
-
     start("recorder", root=tmp_path / "bags", cameras="['']", min_free_mib=1 << 20)
-    publishers = ready_to_record(probe, ())
-    wait_for(lambda: all(p.get_subscription_count() for p in publishers.values()))
-    ask = partial(called, probe, StartEpisode, topics.START_EPISODE, task="Lift")
-    wait_for(lambda: "MiB are needed" in ask(source="deployment").text)
+    deployed = Deployed(probe)
+    wait_for(lambda: "MiB are needed" in deployed.start().text)
     assert not list((tmp_path / "bags").iterdir())
 
 
-def test_an_episode_that_misses_an_image_counts_it_and_closes_all_the_same(start, probe, tmp_path):
-    from hapo_ros.episodes import EpisodeReader, Observation
-    from hapo_ros.nodes.common import ros_types
-    from hapo_ros.srv import EndEpisode, StartEpisode
+def test_a_deployment_is_recorded_once_its_policy_has_said_which_it_is(recorder, probe, tmp_path):
+    from hapo_ros.episodes.contents import load
 
-    start("recorder", root=tmp_path / "bags", cameras="[agentview]", lock_step="false")
-    publishers = ready_to_record(probe, ("agentview",))
-    wait_for(lambda: all(p.get_subscription_count() for p in publishers.values()))
-    ask = partial(called, probe, StartEpisode, topics.START_EPISODE, task="Lift")
+    deployed = Deployed(probe, but=[topics.POLICY_INFO])
+    wait_for(lambda: "No one publishes policy/info." in deployed.start().text)
+    deployed.started("shown", source="demonstration")  # which needs none
+    deployed.discard("shown")
+    told = deployed.types.String(data=json.dumps(OF_POLICY))
+    probe.publisher(topics.POLICY_INFO).publish(told)
+    deployed.started("acted")
+    deployed.discard("acted")
+    shown, acted = (load(tmp_path / "bags" / name).info for name in ("shown", "acted"))
+    assert (shown.policy_version, shown.normalisation) == ("", {})
+    assert acted.policy_version == VERSION
+    assert acted.normalisation == OF_POLICY["normalisation"]
+
+
+def test_a_seed_that_no_simulation_takes_is_refused(recorder, probe, tmp_path):
+    deployed = Deployed(probe)
+    wait_for(lambda: "seed must be 0 or more, not -1" in deployed.start(seed=-1).text)
+    assert not list((tmp_path / "bags").iterdir())
+    deployed.started(seed=0)
+
+
+def test_no_episode_is_recorded_in_which_a_fault_would_keep_everyone_from_acting(recorder, probe):
+    deployed = Deployed(probe)
+    deployed.started()
+    deployed.discard()
+    deployed.report(Authority.FAULT, Reason.ESTOPPED)
     replies = []
-    wait_for(lambda: replies.append(ask(source="deployment", episode_id="ep")) or replies[-1].ok)
-    observation = Observation({"agentview": np.zeros((84, 84, 3), np.uint8)}, np.zeros(9), POSE)
 
-    def observe(sequence, applied=-1, without=(), episode_id="ep"):
-        tick = Tick(episode_id, sequence, (sequence + 1) * 50_000_000, applied, Applied.APPLIED)
-        for name, message in messages.observation_messages(ros_types(), observation, tick).items():
-            if name not in without:
-                publishers[name].publish(message)
+    def refused():
+        """Until the status has come; one that is sooner is taken back."""
+        replies.append(deployed.start(episode_id=f"ep{len(replies)}"))
+        if replies[-1].ok:
+            deployed.discard(replies[-1].episode_id)
+        return not replies[-1].ok
 
-    observe(150, applied=149, episode_id="the one before")  # its last, late: not of this episode
+    wait_for(refused)
+    text = replies[-1].text
+    assert "The arbiter is in FAULT" in text and Reason.ESTOPPED.sentence in text
+    assert "Clear the fault" in text
+    deployed.report(Authority.HOLD, Reason.FAULT_CLEARED)
+    deployed.started("after")
+
+
+def test_a_malformed_message_ends_neither_the_recorder_nor_the_episode_nor_is_it_recorded(
+    recorder, probe
+):
+    deployed = Deployed(probe)
+    deployed.started("before")  # the recorder knows robot side and policy
+    deployed.discard("before")
+    for topic in (topics.OBSERVATION_INFO, topics.POLICY_INFO):
+        stranger = probe.publisher(topic)
+        wait_for(stranger.get_subscription_count)
+        for text in ("{", "[1]", '{"task": "Lift", "version": 3}'):
+            stranger.publish(deployed.types.String(data=text))
+        wait_for(lambda topic=topic: f"A message on {topic} is malformed" in log(recorder))
+    deployed.started()
+    deployed.observe(0)
+    for sequence, name in ((1, "topics"), (1, "applied"), (2**32 - 1, "topics")):
+        tick = messages.tick_message(deployed.types, Tick("ep", sequence, 2**62), {"a": 1})
+        setattr(tick, name, [] if name == "topics" else 9)
+        deployed.publishers[topics.OBSERVATION_TICK].publish(tick)
+    deployed.decide(0, x=float("nan"))
+    deployed.decide(0)
+    deployed.observe(1)
+    reader = EpisodeReader(deployed.end(last_sequence=1))
+    assert reader.live.tolist() == [labels.POLICY] and reader.result.lost == {}
+    assert reader.info.task == "Lift" and reader.info.policy_version == VERSION
+    assert f"A message on {topics.OBSERVATION_TICK} is malformed" in log(recorder)
+
+
+def test_where_nobody_decides_any_more_nothing_is_lost_and_the_end_does_not_wait(recorder, probe):
+    deployed = Deployed(probe)
+    deployed.started()
+    for sequence in range(20):  # the arbiter decides up to 4, then it is gone
+        deployed.observe(sequence, Applied.APPLIED if sequence <= 5 else Applied.LATE_HELD)
+        if sequence < 5:
+            deployed.decide(sequence)
+    deployed.decide(7)  # this one came too late
+    assert EpisodeReader(deployed.end(last_sequence=19)).result.lost == {}
+
+
+def test_an_episode_that_misses_an_image_counts_it_and_closes_in_time(start, probe, tmp_path):
+    start("recorder", root=tmp_path / "bags", cameras="[agentview]", lock_step="false")
+    deployed, image = Deployed(probe, ("agentview",)), topics.image("agentview")
+    deployed.started()
+    deployed.observe(150, episode_id="the one before")  # its last, late: not of this episode
     for sequence in range(4):
-        image = topics.image("agentview")
-        observe(sequence, applied=sequence - 1, without=[image] if sequence == 2 else [])
+        deployed.observe(sequence, without=[image] if sequence == 2 else [])
         if sequence < 3:
-            publishers[topics.EXECUTED_ACTION].publish(decision_message(sequence))
-            publishers[topics.EXECUTED_ACTION].publish(decision_message(sequence))  # sent again
-    # Two arbiters, of two minds.
-    publishers[topics.EXECUTED_ACTION].publish(decision_message(1, x=-0.5))
-    ended = called(
-        probe, EndEpisode, topics.END_EPISODE, episode_id="ep", outcome="success", last_sequence=3
-    )
-    assert ended.ok
-    reader = EpisodeReader(ended.bag)
+            deployed.decide(sequence)
+            deployed.decide(sequence)  # sent again
+    deployed.decide(1, x=-0.5)  # two arbiters, of two minds
+    reader = EpisodeReader(deployed.end(last_sequence=3))
     assert reader.result.lost == {image: 1} and reader.lost_steps == 1
     assert reader.counts[topics.EXECUTED_ACTION] == 4
     assert reader.counts[topics.OBSERVATION_TICK] == 4
@@ -446,11 +578,11 @@ class Around:
 
     def episode(self, episode_id="ep", state=2):
         info = EpisodeInfo(episode_id, "Lift", "lift the cube", "deployment", seed=1)
-        message = messages.episode_state_message(self.types, 0, state, info)
+        message = messages.episode_state_message(self.types, time.time_ns(), state, info)
         self.publishers[topics.EPISODE_STATE].publish(message)
 
-    def tick(self, sequence, episode_id="ep", epoch=0):
-        tick = Tick(episode_id, sequence, self.stamp_ns(sequence), epoch=epoch)
+    def tick(self, sequence, episode_id="ep", epoch=0, **told):
+        tick = Tick(episode_id, sequence, self.stamp_ns(sequence), epoch=epoch, **told)
         message = messages.tick_message(self.types, tick, {})
         self.publishers[topics.OBSERVATION_TICK].publish(message)
 
@@ -487,6 +619,11 @@ class Around:
         self.tick(sequence)
         self.answer(sequence, x)
         return self.decided(sequence)
+
+    def request(self, event):
+        from hapo_ros.srv import RequestAuthority
+
+        return called(self.probe, RequestAuthority, topics.REQUEST_AUTHORITY, event=int(event))
 
     def begin(self, **known):
         self.episode(**known)
@@ -773,23 +910,91 @@ def test_an_episode_that_follows_at_once_is_not_mixed_up_with_the_last_tick_of_t
 
 
 def test_an_arbiter_that_joins_a_running_episode_holds_until_a_human_resumes(around):
-    from hapo_ros.srv import RequestAuthority
-
     around.episode()
     around.tick(40, epoch=3)
     around.answer(40, epoch=3)
     joined = around.decided(40)
     assert (joined.authority, joined.reason) == (Authority.HOLD, Reason.RESTARTED)
-    asked = called(
-        around.probe, RequestAuthority, topics.REQUEST_AUTHORITY, event=int(Event.RESUME)
-    )
-    assert asked.ok
+    assert around.request(Event.RESUME).ok
     around.tick(41, epoch=joined.epoch)
     resumed = around.decided(41)
     assert resumed.authority == Authority.POLICY and resumed.label == labels.NONE
     around.tick(42, epoch=resumed.epoch)
     around.answer(42, epoch=resumed.epoch)
     assert around.decided(42).label == labels.POLICY
+
+
+def test_an_arbiter_that_was_restarted_before_the_first_decision_holds_too(start, probe):
+    """It died between the start of the episode and its first tick."""
+    info = EpisodeInfo("ep", "Lift", "lift the cube", "deployment", seed=1)
+    recorder = probe.publisher(topics.EPISODE_STATE)
+    types = import_module("hapo_ros.nodes.common").ros_types()
+    recorder.publish(messages.episode_state_message(types, time.time_ns(), 2, info))
+    start("arbiter", on_device_lost="continue", policy_deadline_s=0.5, tick_timeout_s=5.0)
+    around = Around(probe)
+    around.tick(0)
+    around.answer(0)
+    first = around.decided(0)
+    assert (first.authority, first.reason) == (Authority.HOLD, Reason.RESTARTED)
+    assert first.label == labels.NONE and not np.any(first.action[:6])
+    assert around.request(Event.RESUME).ok
+    around.tick(1, epoch=first.epoch)
+    assert around.decided(1).authority == Authority.POLICY
+
+
+def test_a_fault_is_still_latched_after_the_arbiter_was_restarted(around):
+    around.episode()
+    around.tick(40, epoch=3, authority=Authority.FAULT)
+    joined = around.decided(40)
+    assert (joined.authority, joined.reason) == (Authority.FAULT, Reason.RESTARTED_IN_FAULT)
+    refused = around.request(Event.RESUME)
+    assert not refused.ok and "a fault is latched" in refused.text
+    assert around.request(Event.CLEAR_FAULT).ok  # here no device is needed
+    assert around.request(Event.RESUME).ok  # after what is queued
+    around.tick(41, epoch=joined.epoch)
+    assert around.decided(41).authority == Authority.POLICY
+
+
+@pytest.mark.parametrize("around", [{"on_device_lost": "hold"}], indirect=True)
+def test_a_request_that_would_be_refused_is_answered_so_and_why(around):
+    around.episode()
+    around.tick(0)
+    assert around.decided(0).reason == Reason.DEVICE_LOST_POLICY  # there never was a device
+    refused = around.request(Event.RESUME)
+    assert not refused.ok and "Reconnect it, let go of the cap, then resume" in refused.text
+    assert around.request(Event.ESTOP).ok
+    around.device(x=0.6)
+    around.tick(1)
+    stopped = around.decided(1)
+    assert stopped.authority == Authority.FAULT
+    refused = around.request(Event.CLEAR_FAULT)
+    assert not refused.ok and "with its cap at rest" in refused.text
+
+    ticks = iter(range(2, 10_000))
+
+    def cleared():
+        """Once the report of a cap at rest has come, whichever tick that is before."""
+        around.device()
+        at = next(ticks)
+        around.tick(at)
+        around.decided(at)
+        return around.request(Event.CLEAR_FAULT).ok
+
+    wait_for(cleared)
+    around.tick(20_000)
+    assert around.decided(20_000).reason == Reason.FAULT_CLEARED
+
+
+def test_an_answer_to_a_tick_that_is_nowhere_near_does_not_keep_the_others_out(around):
+    around.begin()
+    around.answer(2**32 - 1, x=1.0)
+    around.answer(3, x=1.0)
+    for sequence in (1, 2):
+        decided = around.policy_step(sequence, x=0.25)
+        assert decided.label == labels.POLICY and decided.action[0] == pytest.approx(0.25)
+    around.answer(3, x=0.75)  # topics have no order: it may be here before its tick
+    around.tick(3)
+    assert around.decided(3).action[0] == pytest.approx(0.75)
 
 
 @pytest.mark.parametrize("around", [{"tick_timeout_s": 0.6}], indirect=True)
@@ -839,6 +1044,73 @@ def test_status_tells_the_end_of_an_episode_at_once(around):
     around.episode(state=3)
     wait_for(lambda: around.status[-1].reason == Reason.NO_EPISODE)
     assert around.status[-1].authority == Authority.HOLD and around.status[-1].episode_id == ""
+
+
+# The policy
+
+
+def test_a_policy_does_not_answer_an_observation_that_is_not_finite(start, probe, tmp_path):
+    from hapo_ros.nodes.common import ros_types
+
+    policy = start("policy", checkpoint=save_untrained(tmp_path / "policy", object_state=3))
+    types, info = ros_types(), EpisodeInfo("ep", "Lift", "lift the cube", "deployment", seed=1)
+    answers = probe.listen(topics.POLICY_ACTION)
+    names = (topics.JOINT_STATE, topics.EEF_POSE, topics.OBJECT_STATE, topics.OBSERVATION_TICK)
+    publishers = {name: probe.publisher(name) for name in (*names, topics.EPISODE_STATE)}
+    wait_for(lambda: all(p.get_subscription_count() for p in publishers.values()))
+    wait_for(lambda: probe.node.count_publishers(topics.POLICY_ACTION))
+    running = messages.episode_state_message(types, time.time_ns(), 2, info)
+    publishers[topics.EPISODE_STATE].publish(running)
+
+    def observe(sequence, **spoiled):
+        sound = {"joint_positions": np.zeros(9), "eef_pose": POSE, "object_state": np.ones(3)}
+        observation = Observation({}, **sound | spoiled)
+        tick = Tick("ep", sequence, (sequence + 1) * 50_000_000)
+        built = messages.observation_messages(types, observation, tick, ["x", "y", "z"])
+        for name, message in built.items():
+            publishers[name].publish(message)
+
+    wait_for(lambda: answers, meanwhile=lambda: observe(0))
+    said = (
+        ("joint_positions", np.full(9, np.nan), "the joint state is not finite"),
+        ("eef_pose", np.where(np.arange(7) == 3, np.inf, POSE), "the end-effector pose is not fin"),
+        ("object_state", np.array([0.0, np.nan, 0.0]), "the object state is not finite"),
+    )
+    for sequence, (name, values, sentence) in enumerate(said, start=1):
+        spoiled = partial(observe, sequence, **{name: values})  # it is told of once a second
+        wait_for(lambda sentence=sentence: sentence in log(policy), meanwhile=spoiled)
+    observe(4)
+    wait_for(lambda: answers[-1].sequence == 4)
+    assert {answer.sequence for answer in answers} == {0, 4}
+
+
+# The simulated robot
+
+
+def test_an_episode_waits_for_the_nodes_that_need_its_ticks_whoever_else_listens(start, probe):
+    """In real time, where a first tick that was missed does not come again."""
+    pytest.importorskip("robosuite")
+    from rcl_interfaces.srv import GetParameters
+
+    readers = ("policy", "arbiter")
+    options = {"cameras": "['']", "lock_step": "false"}
+    start("robosuite_bridge", tick_readers=f"[{','.join(readers)}]", **options)
+    recorder = probe.publisher(topics.EPISODE_STATE)
+    domain = probe.context.get_domain_id()
+    with Probe(domain, "somebody") as one, Probe(domain, "anybody") as other:
+        anyone = [each.listen(topics.OBSERVATION_TICK) for each in (probe, one, other)]
+        wait_for(lambda: probe.node.count_publishers(topics.OBSERVATION_TICK))
+        wait_for(recorder.get_subscription_count)
+        info = EpisodeInfo("ep", "Lift", "lift the cube", "deployment", seed=1)
+        types = import_module("hapo_ros.nodes.common").ros_types()
+        recorder.publish(messages.episode_state_message(types, time.time_ns(), 2, info))
+        for _ in range(20):  # each is answered between two of its periods
+            called(probe, GetParameters, "/robosuite_bridge/get_parameters", names=["task"])
+        assert not any(anyone)
+        with Probe(domain, readers[0]) as policy, Probe(domain, readers[1]) as arbiter:
+            heard = [each.listen(topics.OBSERVATION_TICK) for each in (policy, arbiter)]
+            wait_for(lambda: all(heard) and all(anyone))
+            assert [ticks[0].sequence for ticks in (*heard, *anyone)] == [0] * 5
 
 
 # The gateway

@@ -11,6 +11,7 @@ from hapo_ros.arbitration.types import (
     HumanSample,
     PolicyCommand,
     Reason,
+    Refusal,
     Tick,
 )
 
@@ -25,6 +26,7 @@ __all__ = [
     "HumanSample",
     "PolicyCommand",
     "Reason",
+    "Refusal",
     "Tick",
     "Trigger",
 ]

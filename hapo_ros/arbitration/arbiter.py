@@ -13,9 +13,10 @@ import numpy as np
 
 from hapo_ros import labels
 from hapo_ros.arbitration.frames import turned
-from hapo_ros.arbitration.limits import GRIPPER, Limits, finite, hold, valid_action
+from hapo_ros.arbitration.limits import GRIPPER, Limits, hold, valid_action
 from hapo_ros.arbitration.transitions import TRANSITIONS, Trigger
 from hapo_ros.arbitration.types import (
+    Applied,
     ArbiterConfig,
     Authority,
     Decision,
@@ -23,11 +24,14 @@ from hapo_ros.arbitration.types import (
     HumanSample,
     PolicyCommand,
     Reason,
+    Refusal,
     Tick,
+    finite,
 )
 
 _EVENT_TRIGGERS = {event: Trigger[event.name] for event in Event}
 _STARTS = (Trigger.START_DEPLOYMENT, Trigger.START_DEMONSTRATION)
+_AFTER_START = (Trigger.JOIN, Trigger.HOLD)  # wait with the start they follow
 _ENDS = (Trigger.END_EPISODE, Trigger.TIME_RESET)
 _LOSSES = (Reason.DEVICE_LOST, Reason.DEVICE_LOST_POLICY)
 _NOTHING = np.zeros(0, np.float32)
@@ -56,6 +60,7 @@ class _State:
     takeovers: int = 0
     changed: bool = False  # authority changed hands in this step
     awaits_policy: bool = False  # the decision is a hold only because no answer is there
+    refusals: tuple[Refusal, ...] = ()  # of this step's requests
 
     def copy(self) -> "_State":
         """A state of its own; what the fields hold is never changed in place."""
@@ -98,6 +103,13 @@ class Arbiter:
         same = last and (last.episode_id, last.sequence) == (tick.episode_id, tick.sequence)
         return last if same else None
 
+    def refusal(self, now_s: float, event: Event, events: Sequence[Event] = ()) -> Refusal | None:
+        """Why ``event`` would be refused, came it now after ``events``; None if it would not be."""
+        state = self._state.copy()
+        for before in events:
+            self._handle_event(state, Event(before), None, now_s, Counter())
+        return self._refusal(state, _EVENT_TRIGGERS[event], now_s)
+
     def ready(
         self,
         now_s: float,
@@ -128,7 +140,8 @@ class Arbiter:
         """
         state = self._state
         same_episode = tick is not None and tick.episode_id == state.episode_id
-        restarts = _restarts((*state.waiting, *events))
+        requests = (*state.waiting, *events)
+        restarts = any(_EVENT_TRIGGERS[Event(event)] in _STARTS for event in requests)
         if same_episode and tick.sequence <= state.sequence and not restarts:
             raise ValueError(
                 f"tick {tick.sequence} of {tick.episode_id} is not newer than {state.sequence}"
@@ -142,10 +155,11 @@ class Arbiter:
 
     def _evaluate(self, now_s, tick, policy, human, events):
         state = self._state.copy()
-        state.changed = state.awaits_policy = False
+        state.changed, state.awaits_policy, state.refusals = False, False, ()
         counts: Counter[str] = Counter()
         if tick is not None:
             events, state.waiting = (*state.waiting, *events), ()
+            self._sync_gripper(state, tick)
         for event in events:
             self._handle_event(state, Event(event), tick, now_s, counts)
         for sample in human:
@@ -179,15 +193,42 @@ class Arbiter:
         state.chunk, state.failures = None, 0
         return True
 
+    def _sync_gripper(self, state: _State, tick: Tick) -> None:
+        """Where the last decision was not executed, the gripper is not where it would have put it.
+
+        A hold or a takeover must not move it there. What a human asked of it still counts.
+        """
+        executed = tick.applied not in (Applied.LATE_HELD, Applied.REFUSED)
+        if executed or tick.episode_id != state.episode_id or state.authority is Authority.HUMAN:
+            return
+        if valid_action(tick.applied_action):
+            state.gripper = float(tick.applied_action[GRIPPER])
+
+    def _refusal(self, state: _State, trigger: Trigger, now_s: float) -> Refusal | None:
+        if state.authority is Authority.FAULT:
+            if trigger in _STARTS:
+                return Refusal.START_IN_FAULT
+            if trigger is Trigger.RESUME:
+                return Refusal.RESUME_IN_FAULT
+            needed = state.sample is not None or self.config.on_device_lost == "hold"
+            at_rest = state.armed and state.neutral_since_s is not None
+            ready = at_rest and self._live(state, now_s)
+            if trigger is Trigger.CLEAR_FAULT and needed and not ready:
+                return Refusal.CLEAR_WITHOUT_DEVICE
+        if trigger is Trigger.RESUME and self._is_lost(state):
+            return Refusal.RESUME_WITHOUT_DEVICE
+        return None
+
     def _handle_event(self, state: _State, event: Event, tick, now_s: float, counts) -> None:
         trigger = _EVENT_TRIGGERS[event]
-        if tick is None and (trigger in _STARTS or (state.waiting and trigger is Trigger.HOLD)):
+        if tick is None and (trigger in _STARTS or (state.waiting and trigger in _AFTER_START)):
             state.waiting += (event,)
             return
+        if refusal := self._refusal(state, trigger, now_s):
+            state.refusals += (refusal,)
+            counts[refusal.name.lower()] += 1
+            return
         if trigger in _STARTS:
-            if state.authority is Authority.FAULT:
-                counts["starts_refused"] += 1
-                return
             self._apply(state, Trigger.END_EPISODE, now_s)  # whatever ran before
             state.episode_id, state.sequence = tick.episode_id, tick.sequence - 1
             state.demonstration = trigger is Trigger.START_DEMONSTRATION
@@ -196,18 +237,13 @@ class Arbiter:
             if valid_action(tick.applied_action):  # where the gripper stands now
                 state.gripper = float(tick.applied_action[GRIPPER])
             if tick.sequence > 0:
-                self._apply(state, Trigger.JOIN, now_s)
+                latched = tick.authority is Authority.FAULT
+                self._apply(state, Trigger.JOIN_IN_FAULT if latched else Trigger.JOIN, now_s)
                 state.epoch = tick.epoch + 1
                 return
             self._apply(state, trigger, now_s)
             # The first tick is answered under epoch 0, so that its inference counts.
             state.epoch, state.changed = 0, False
-            return
-        if trigger is Trigger.CLEAR_FAULT and state.sample is not None and not _neutral(state):
-            counts["clear_refused"] += 1
-            return
-        if trigger is Trigger.RESUME and self._is_lost(state):
-            counts["resume_refused"] += 1
             return
         if not self._apply(state, trigger, now_s):
             counts["requests_without_effect"] += 1
@@ -217,7 +253,7 @@ class Arbiter:
             state.armed = False
 
     def _handle_sample(self, state: _State, sample: HumanSample, now_s: float, counts) -> None:
-        if not _valid_sample(sample):
+        if not sample.executable:
             counts["device_reports_refused"] += 1
             state.invalid, state.armed = True, False
             return
@@ -326,6 +362,7 @@ class Arbiter:
             policy_version=version if label == labels.POLICY else "",
             limited=limited,
             policy_due=due,
+            refusals=state.refusals,
         )
 
     def _policy_action(self, state: _State, tick: Tick, policy, now_s: float, counts):
@@ -376,10 +413,6 @@ class Arbiter:
         return pose.tolist() if finite(pose, 7) and np.any(pose[3:]) else None
 
 
-def _restarts(events) -> bool:
-    return any(_EVENT_TRIGGERS[Event(event)] in _STARTS for event in events)
-
-
 def _from_chunk(chunk: PolicyCommand | None, sequence: int):
     """The chunk's action for a tick, or None where the chunk does not reach it."""
     if chunk is None or not 0 <= sequence - chunk.sequence < len(chunk.actions):
@@ -394,14 +427,6 @@ def _as_float32(action) -> np.ndarray:
         return action
     with np.errstate(over="ignore"):
         return action.astype(np.float32)
-
-
-def _neutral(state: _State) -> bool:
-    return state.armed and state.neutral_since_s is not None
-
-
-def _valid_sample(sample: HumanSample) -> bool:
-    return finite(sample.axes, 6) and finite(sample.twist, 6)
 
 
 def _edge(previous: HumanSample | None, sample: HumanSample, button: int) -> int:

@@ -5,7 +5,7 @@ from operator import mul, truediv
 
 import numpy as np
 
-from hapo_ros.arbitration.types import ArbiterConfig
+from hapo_ros.arbitration.types import ArbiterConfig, finite
 
 ACTION_DIM = 7  # x y z roll pitch yaw gripper
 ARM = slice(0, 6)
@@ -15,12 +15,6 @@ GRIPPER = 6
 def valid_action(action) -> bool:
     """Whether ``action`` is (7,) and finite; anything else is refused whole."""
     return finite(action, ACTION_DIM)
-
-
-def finite(values, n: int) -> bool:
-    """Whether ``values`` are n finite numbers in a row."""
-    values = np.asarray(values)
-    return values.shape == (n,) and all(map(math.isfinite, values.tolist()))
 
 
 class Limits:

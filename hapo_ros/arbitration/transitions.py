@@ -11,6 +11,7 @@ class Trigger(Enum):
     START_DEPLOYMENT = auto()
     START_DEMONSTRATION = auto()
     JOIN = auto()  # a restarted arbiter meets an episode that runs already
+    JOIN_IN_FAULT = auto()  # the same, and the one before it had latched a fault
     END_EPISODE = auto()
     CAP = auto()  # an armed, live device was moved past the threshold
     AUTHORITY_BUTTON = auto()
@@ -32,7 +33,9 @@ _P, _H, _HOLD, _F = Authority
 TRANSITIONS: dict[tuple[Authority, Trigger], tuple[Authority, Reason]] = {
     (_HOLD, Trigger.START_DEPLOYMENT): (_P, Reason.POLICY_ACTS),
     (_HOLD, Trigger.START_DEMONSTRATION): (_HOLD, Reason.AWAITING_HUMAN),
+    (_P, Trigger.JOIN): (_HOLD, Reason.RESTARTED),
     (_HOLD, Trigger.JOIN): (_HOLD, Reason.RESTARTED),
+    (_HOLD, Trigger.JOIN_IN_FAULT): (_F, Reason.RESTARTED_IN_FAULT),
     (_P, Trigger.CAP): (_H, Reason.CAP_MOVED),
     (_HOLD, Trigger.CAP): (_H, Reason.CAP_MOVED),
     (_P, Trigger.AUTHORITY_BUTTON): (_H, Reason.BUTTON_TAKEOVER),

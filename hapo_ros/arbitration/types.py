@@ -1,9 +1,16 @@
 """The arbiter's vocabulary: what goes in, what comes out, and why. numpy only."""
 
+import math
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import Enum, IntEnum
 
 import numpy as np
+
+
+def finite(values, n: int) -> bool:
+    """Whether ``values`` are n finite numbers in a row."""
+    values = np.asarray(values)
+    return values.shape == (n,) and all(map(math.isfinite, values.tolist()))
 
 
 class Authority(IntEnum):
@@ -79,13 +86,19 @@ class HumanSample:
     received_s: float
     stamp_ns: int
 
+    @property
+    def executable(self) -> bool:
+        """Whether axes and twist are (6,) each and finite; anything else is refused whole."""
+        return finite(self.axes, 6) and finite(self.twist, 6)
+
 
 @dataclass(frozen=True)
 class Decision:
     """The arbiter's answer to one tick; becomes one ExecutedAction.
 
     action: (D,) float32 to execute; requested: (D,) float32 before limits, or (0,) on a hold.
-    label: live c_t. policy_due: the policy has to answer the next tick.
+    label: live c_t. policy_due: the policy has to answer the next tick. refusals: of this step's
+    requests, for the log; they do not travel.
     """
 
     episode_id: str
@@ -99,6 +112,7 @@ class Decision:
     policy_version: str = ""
     limited: bool = False
     policy_due: bool = False
+    refusals: tuple["Refusal", ...] = ()
 
 
 class Event(IntEnum):
@@ -114,6 +128,7 @@ class Event(IntEnum):
     SECOND_ARBITER = 8
     TIME_RESET = 9
     RECORDING_ENDED = 10  # by a fault, while the episode runs
+    JOIN = 11  # after a start: the episode ran before this arbiter did
 
 
 class Reason(IntEnum):
@@ -144,6 +159,7 @@ class Reason(IntEnum):
     RESTARTED = 22
     POSE_UNKNOWN = 23
     RECORDING_ENDED = 24
+    RESTARTED_IN_FAULT = 25
 
     @property
     def sentence(self) -> str:
@@ -185,8 +201,31 @@ _SENTENCES = {
     "cannot be kept. Holding this step. Check the robot's pose.",
     Reason.RECORDING_ENDED: "The recording ended by a fault, so the policy goes no further. "
     "Holding. The recorder's log says why. A human may move the arm; start another episode.",
+    Reason.RESTARTED_IN_FAULT: "The arbiter was restarted in a fault. Holding. See to its cause, "
+    "let go of the cap, clear the fault.",
     Reason.FAULT_CLEARED: "The fault was cleared. Holding. Press resume to go on.",
 }
+
+
+class Refusal(Enum):
+    """Why a request is not carried out; the value is for people."""
+
+    START_IN_FAULT = (
+        "The episode does not begin: a fault is latched. End the episode, let go of the cap, clear "
+        "the fault, then start another."
+    )
+    RESUME_IN_FAULT = (
+        "Not resumed: a fault is latched. See to its cause, let go of the cap, clear the fault, "
+        "then resume."
+    )
+    RESUME_WITHOUT_DEVICE = (
+        "Not resumed: the operator's device was lost and has not been seen at rest since. "
+        "Reconnect it, let go of the cap, then resume."
+    )
+    CLEAR_WITHOUT_DEVICE = (
+        "The fault is not cleared: the operator's device has to report, with its cap at rest. "
+        "Reconnect it, let go of the cap, then clear the fault."
+    )
 
 
 @dataclass(frozen=True)

@@ -164,11 +164,7 @@ class Contents:
     def _add_decision(self, message) -> None:
         if not message.tick:
             return
-        decision = parsers.decision_from(message)
-        if not np.isfinite(decision.action).all():
-            raise ValueError(f"the action of step {decision.sequence} is not finite")
-        if decision.sequence >= MAX_STEPS:
-            raise ValueError(f"step {decision.sequence} is beyond any episode")
+        decision = checked_decision(message)
         first = self.decisions.setdefault(decision.sequence, decision)
         if first.label != decision.label or not np.array_equal(first.action, decision.action):
             self.ambiguous.add(decision.sequence)
@@ -183,6 +179,16 @@ _PARSED = dict.fromkeys(_STATES) | {
     topics.EXECUTED_ACTION: Contents._add_decision,
     topics.POLICY_ACTION: Contents._add_command,
 }
+
+
+def checked_decision(message) -> Decision:
+    """Decision of an ExecutedAction in a bag. Raises ValueError where it can be no step's."""
+    decision = parsers.decision_from(message)
+    if not np.isfinite(decision.action).all():
+        raise ValueError(f"the action of step {decision.sequence} is not finite")
+    if decision.sequence >= MAX_STEPS:
+        raise ValueError(f"step {decision.sequence} is beyond any episode")
+    return decision
 
 
 def checked_info(data: dict) -> EpisodeInfo:

@@ -21,6 +21,16 @@ from hapo_ros.arbitration.types import (
 )
 from hapo_ros.episodes.types import Observation
 
+_INFO_FIELDS = {
+    topics.OBSERVATION_INFO: {
+        "task": str,
+        "instruction": str,
+        "cameras": dict,
+        "object_state": list,
+        "action_space": dict,
+    },
+    topics.POLICY_INFO: {"version": str, "normalisation": dict},
+}
 IMAGE_TOPIC = re.compile(re.escape(topics.image("CAMERA")).replace("CAMERA", "([^/]+)"))
 
 
@@ -172,14 +182,17 @@ def observation_from(messages: dict[str, object]) -> Observation:
     )
 
 
-def info_from(message) -> dict:
-    """The dict in an ``episode/info``."""
+def info_from(message, topic: str = topics.EPISODE_INFO) -> dict:
+    """The dict in an ``episode/info``, ``observation/info`` or ``policy/info``."""
     try:
         data = json.loads(message.data)
     except ValueError as error:
-        raise ValueError(f"episode/info is not JSON: {error}") from error
+        raise ValueError(f"{topic} is not JSON: {error}") from error
     if not isinstance(data, dict):
-        raise ValueError("episode/info is not a JSON object")
+        raise ValueError(f"{topic} is not a JSON object")
+    for name, kind in _INFO_FIELDS.get(topic, {}).items():
+        if not isinstance(data.get(name), kind):
+            raise ValueError(f"{name} in {topic} is no {kind.__name__}")
     return data
 
 

@@ -119,9 +119,7 @@ class EpisodeReader:
 
     def _observed(self, sequence: int) -> list[tuple[str, int]] | None:
         """(topic, stamp) of what a step's observation needs; None where the tick lacks one."""
-        needed = [topics.JOINT_STATE, topics.EEF_POSE, *map(topics.image, self.info.cameras)]
-        if self.info.object_state:
-            needed.append(topics.OBJECT_STATE)
+        needed = topics.observed(self.info.cameras, bool(self.info.object_state))
         stamps = self._contents.stamps.get(sequence, {})
         if not all(topic in stamps for topic in needed):
             return None

@@ -48,7 +48,11 @@ def recover(
     if destination.exists():
         raise RecoveryError(f"{destination} exists already. Nothing was overwritten.")
     working = destination.parent / f".{destination.name}.recovering"
+    if any(map(is_being_written, _files(working))):
+        raise RecoveryError(f"{folder} is being recovered already, in {working}. Wait for it.")
     try:
+        if working.exists():  # of a recovery that was killed
+            shutil.rmtree(working)
         working.mkdir()
         bag = BagFile(working, destination.name)
         try:
@@ -78,7 +82,7 @@ def _copy(source: Path, bag: BagFile, outcome: str | None) -> None:
                     outcome = outcome or checked_result(data).outcome
                     continue
                 info = checked_info(data)
-                tally = Tally(info.episode_id)
+                tally = Tally(info)
             if tally is None:
                 raise ValueError("it does not begin with an episode/info")
             tally.see(message.topic.name, message.cdr)

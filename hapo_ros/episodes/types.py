@@ -61,7 +61,8 @@ class EpisodeInfo:
     cameras: dict[str, list[int]] = field(default_factory=dict)  # name -> [height, width]
     object_state: list[str] = field(default_factory=list)  # names of its numbers
     action_space: dict = field(default_factory=dict)  # names, scale to SI units, control_hz
-    settings: dict = field(default_factory=dict)  # operator, disturbance, arbiter limits, ...
+    normalisation: dict = field(default_factory=dict)  # the policy's statistics, by name
+    settings: dict = field(default_factory=dict)  # robot, arbiter, operator, disturbance
     versions: dict = field(default_factory=dict)  # software
 
     def __post_init__(self):

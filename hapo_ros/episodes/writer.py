@@ -94,7 +94,7 @@ class EpisodeWriter:
             first = info_cdr({"info": info.as_dict()})
         except (ValueError, TypeError) as error:
             raise EpisodeWriteError(f"Episode {info.episode_id}: {error}. Not recorded.") from error
-        self._tally = Tally(info.episode_id)
+        self._tally = Tally(info)
         self._bag = self._claim(min_free_bytes)
         try:
             for topic, type_name in self._types.items():
@@ -126,8 +126,9 @@ class EpisodeWriter:
 
         Raises EpisodeWriteError once, when the disk gives out: the bag is closed then, as far as
         it got, under its own name marked incomplete or, where not even that can be written, left
-        unfinished for ``hapo recover``. Raises KeyError for a topic that was not declared and
-        ValueError for bytes that are not its message.
+        unfinished for ``hapo recover``. Raises KeyError for a topic that was not declared, and
+        ValueError, with nothing written, for what would spoil the bag: bytes that are not its
+        message; a tick, an answer or a decision that is malformed.
         """
         if self._closed:
             raise EpisodeWriteError(f"Episode {self.info.episode_id} is closed; nothing is added.")
@@ -142,8 +143,12 @@ class EpisodeWriter:
         """Record a :func:`~hapo_ros.episodes.messages.bag_types` message; raises as ``write``."""
         self.write(topic, to_cdr(message, self._types[topic]), time_ns)
 
-    def result(self, outcome: str, **known) -> EpisodeResult:
-        """EpisodeResult with the steps and labels written so far; known: its other fields."""
+    def is_whole(self, sequence: int) -> bool:
+        """Whether nothing is missing of what was written, up to the tick ``sequence`` at least."""
+        return self._tally.is_whole(sequence)
+
+    def result(self, outcome: str | None, **known) -> EpisodeResult:
+        """EpisodeResult with what was written so far; see :meth:`Tally.result`."""
         return self._tally.result(outcome, **known)
 
     def finish(self, result: EpisodeResult) -> Path:

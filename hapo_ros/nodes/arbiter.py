@@ -133,6 +133,7 @@ class ArbiterNode(HapoNode):
 
     def __init__(self):
         super().__init__("arbiter", PARAMETERS)
+        self._started_ns = self.ros_now_ns()
         own = vars(self.parameters)
         try:
             self.core = Arbiter(
@@ -142,6 +143,7 @@ class ArbiterNode(HapoNode):
             raise FatalError(f"{error}. The arbiter does not start. Mend config/.") from error
         self._episode = None  # EpisodeState RUNNING, or None
         self._tick = None  # the tick to decide
+        self._tick_stamp_ns = 0  # of the newest tick
         self._decided = ("", -1)  # episode and sequence of the last tick that was decided
         self._tick_received_s = self.now_s()
         self._policy = None
@@ -188,14 +190,14 @@ class ArbiterNode(HapoNode):
                 self._tick_received_s = self.now_s()  # its first tick is due from now on
                 start = message.source == "demonstration"
                 self._events.append(Event.START_DEMONSTRATION if start else Event.START_DEPLOYMENT)
+                if messages.message_stamp_ns(message) < self._started_ns:
+                    self._events.append(Event.JOIN)  # it has begun without this arbiter
                 self._decide_or_wait()
         elif message.state in _STATES_WITHOUT_EPISODE and self._episode is not None:
             self._episode, self._tick, self._policy = None, None, None
-            events = [*self._events, Event.END_EPISODE]
-            self.core.step(self._time_s(), None, None, self._samples, events)
-            self._samples, self._events = [], []
+            self._events.append(Event.END_EPISODE)
+            self._ask_core(None, None)
             self._announce()
-
         elif message.state == EpisodeState.FAILED and self._episode is not None:
             # The robot goes on: a human who has the arm keeps it.
             self._events.append(Event.RECORDING_ENDED)
@@ -219,11 +221,13 @@ class ArbiterNode(HapoNode):
         if event not in (Event.RESUME, Event.HOLD, Event.ESTOP, Event.CLEAR_FAULT):
             response.ok, response.text = False, f"{request.event} is no request of an operator."
             return response
+        if refusal := self.core.refusal(self._time_s(), event, self._events):
+            self.get_logger().warning(refusal.value)
+            response.ok, response.text = False, refusal.value
+            return response
         self._events.append(event)
-        response.ok, response.text = (
-            True,
-            f"{event.name.lower()} will be handled with the next tick.",
-        )
+        response.ok = True
+        response.text = f"{event.name.lower()} will be handled with the next tick."
         return response
 
     def _on_tick(self, message: ObservationTick) -> None:
@@ -251,7 +255,7 @@ class ArbiterNode(HapoNode):
                 self._step(waiting, None)
         if tick.episode_id == self._decided[0]:
             self.core.counts["ticks_skipped"] += tick.sequence - self._decided[1] - 1
-        self._tick = tick
+        self._tick, self._tick_stamp_ns = tick, tick.stamp_ns
         if self._is_running(tick):  # ticks of no episode are none: the human can go on
             self._tick_received_s = self.now_s()
         self._decide_or_wait()
@@ -262,6 +266,8 @@ class ArbiterNode(HapoNode):
         except ValueError as error:
             self._refuse("policy_refused", f"A policy answer was refused: {error}.")
             return
+        if not self._can_answer(command):
+            return
         kept = self._policy
         same_episode = kept is not None and kept.episode_id == command.episode_id
         if same_episode and command.sequence < kept.sequence:
@@ -269,6 +275,24 @@ class ArbiterNode(HapoNode):
             return
         self._policy = command
         self._decide_if_ready()
+
+    def _can_answer(self, command) -> bool:
+        """Whether it is to a tick that is here, or to the next one: topics have no order.
+
+        An answer from further ahead was made to no observation, and would keep the others out.
+        """
+        known = [self._decided]
+        if self._tick is not None:
+            known.append((self._tick.episode_id, self._tick.sequence))
+        newest = max((at for episode, at in known if episode == command.episode_id), default=-1)
+        if command.sequence <= newest + 1:
+            return True
+        self._refuse(
+            "policy_refused",
+            f"A policy answer was refused: it is to tick {command.sequence} of "
+            f"{command.episode_id}, of which the newest tick is {newest}.",
+        )
+        return False
 
     def _on_device(self, topic: str, message) -> None:
         at = messages.message_stamp_ns(message)
@@ -385,16 +409,27 @@ class ArbiterNode(HapoNode):
         if silence > self.parameters.tick_timeout_s:
             self._step(None, None)
 
-    def _step(self, tick, policy) -> None:
+    def _stamp_ns(self) -> int:
+        """Time of what is published now; in lock-step that of the newest tick."""
+        return self._tick_stamp_ns if self.parameters.lock_step else self.ros_now_ns()
+
+    def _ask_core(self, tick, policy):
+        """The core's decision on everything that has come; what it refuses is told."""
         seen = None if tick is None else self._with_pose(tick)
         decision = self.core.step(self._time_s(), seen, policy, self._samples, self._events)
         self._samples, self._events = [], []
+        for refusal in decision.refusals:
+            self.get_logger().warning(refusal.value)
+        return decision
+
+    def _step(self, tick, policy) -> None:
+        decision = self._ask_core(tick, policy)
         if tick is not None:
             self._tick, self._decided = None, (tick.episode_id, tick.sequence)
             self._labels[decision.label] += 1
             if self._policy is not None and self._policy.sequence <= tick.sequence:
                 self._policy = None
-        self._publish(decision, tick.stamp_ns if tick else self.ros_now_ns(), tick is not None)
+        self._publish(decision, tick.stamp_ns if tick else self._stamp_ns(), tick is not None)
         self._announce()
 
     def _announce(self) -> None:
@@ -453,7 +488,7 @@ class ArbiterNode(HapoNode):
         self._status.publish(
             messages.authority_status_message(
                 self.types,
-                self.ros_now_ns(),
+                self._stamp_ns(),
                 core.authority,
                 core.reason,
                 episode_id=self._episode.episode_id if self._episode else "",
@@ -470,7 +505,7 @@ class ArbiterNode(HapoNode):
     def shut_down(self) -> None:
         """Leave the robot with a last hold, whatever was asked for."""
         decision = self.core.step(self.now_s(), None, events=[Event.END_EPISODE])
-        self._publish(decision, self.ros_now_ns(), tick=False)
+        self._publish(decision, self._stamp_ns(), tick=False)
         self._publish_status()
         self.until_heard(self._executed, self._status)
 

@@ -235,6 +235,14 @@ class HapoNode(Node):
         """Publish a latched JSON String."""
         publisher.publish(self.types.String(data=json.dumps(data)))
 
+    def is_read_by(self, publisher, nodes: Sequence[str]) -> bool:
+        """Whether every one of ``nodes``, by name, reads what is published, whoever else does."""
+        wanted = set(nodes) - {""}
+        known = self.get_subscriptions_info_by_topic(publisher.topic_name)
+        # Known to the graph is not yet matched with this publisher.
+        matched = publisher.get_subscription_count() >= len(wanted)
+        return matched and wanted <= {reader.node_name for reader in known}
+
     def until_heard(self, *publishers) -> None:
         """Wait until what was published has arrived: it is lost with this process. Not for long."""
         for publisher in publishers:

@@ -25,6 +25,7 @@ from hapo_ros.nodes.common import (
     run,
 )
 from hapo_ros.nodes.joining import TickJoiner
+from hapo_ros.policies.base import finite_act, form
 from hapo_ros.policies.promoted import current
 
 PARAMETERS = (
@@ -54,13 +55,6 @@ def load_policy(folder: str, tell=lambda stage: None):
     return policy
 
 
-def form(policy) -> str:
-    """What a policy sees and does, in words; two of the same can take each other's place."""
-    cameras = [f"camera {name} {h} x {w}" for name, (h, w) in sorted(policy.cameras.items())]
-    state = [f"an object state of {policy.object_state} numbers"] if policy.object_state else []
-    return ", ".join([*cameras, *state, f"actions {' '.join(policy.action_names)}"])
-
-
 class PolicyNode(HapoNode):
     """Serves one checkpoint."""
 
@@ -78,6 +72,7 @@ class PolicyNode(HapoNode):
             raise FatalError(f"{error} The policy does not start.") from error
         self._episode = None
         self._answer = None  # the last answer: sent again when its tick comes again
+        self._unanswered = 0  # ticks that were not what they should be
         self._loading = None
 
         wanted = {topics.JOINT_STATE: JointState, topics.EEF_POSE: PoseStamped}
@@ -85,8 +80,9 @@ class PolicyNode(HapoNode):
         if self._policy.object_state:
             wanted[topics.OBJECT_STATE] = StateVector
         self._joiner = TickJoiner(wanted)
-        self._actions = self.create_publisher(PolicyAction, topics.POLICY_ACTION, COMMAND)
         self._info = self.create_publisher(String, topics.POLICY_INFO, LATCHED)
+        self._announce()  # before there are answers: an episode is to know whose they are
+        self._actions = self.create_publisher(PolicyAction, topics.POLICY_ACTION, COMMAND)
         for topic, type_ in wanted.items():
             self.create_subscription(
                 type_,
@@ -105,7 +101,6 @@ class PolicyNode(HapoNode):
             handle_accepted_callback=self._start_loading,
         )
         self.every(0.02, self._watch_loading)
-        self._announce()
 
     def _announce(self) -> None:
         self.publish_info(
@@ -114,8 +109,10 @@ class PolicyNode(HapoNode):
                 "version": self._policy.version,
                 "family": self._policy.family,
                 "checkpoint": str(Path(self._folder).resolve()),
+                "normalisation": self._policy.parts()["normalisation"],
             },
         )
+        self.until_heard(self._info)
         self.get_logger().info(f"Serving {self._policy.version} from {self._folder}.")
 
     # Answers
@@ -138,9 +135,17 @@ class PolicyNode(HapoNode):
             try:
                 self._joiner.add_tick(message)
             except ValueError as error:
-                self.get_logger().error(f"Tick {message.sequence} cannot be answered: {error}.")
+                self._refuse(message, error)
                 return
             self._answer_if_complete()
+
+    def _refuse(self, tick: ObservationTick, error: ValueError) -> None:
+        self._unanswered += 1
+        self.get_logger().error(
+            f"Tick {tick.sequence} of {tick.episode_id} is not answered: {error}. The arm holds. "
+            f"{self._unanswered} so far; look at who publishes this.",
+            throttle_duration_sec=1.0,
+        )
 
     def _answer_if_complete(self) -> None:
         tick_id = self._joiner.tick_episode_id
@@ -156,9 +161,9 @@ class PolicyNode(HapoNode):
         try:
             tick = messages.tick_from(message)
             observation = messages.observation_from(parts)
-            actions = self._policy.act(observation, self._episode.instruction)
+            actions = finite_act(self._policy, observation, self._episode.instruction)
         except ValueError as error:
-            self.get_logger().error(f"Tick {message.sequence} cannot be answered: {error}.")
+            self._refuse(message, error)
             return
         command = PolicyCommand(
             episode_id=tick.episode_id,

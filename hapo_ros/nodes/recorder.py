@@ -1,9 +1,8 @@
 """The recorder: owns the episode, one bag each. Messages are written as they came, undecoded."""
 
 import json
-import platform
-import struct
 import time
+from collections import Counter
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -12,11 +11,13 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.task import Future
 from std_msgs.msg import String
 
-from hapo_ros import __version__, topics
+from hapo_ros import topics
 from hapo_ros.episodes import EpisodeInfo, EpisodeWriteError, EpisodeWriter, messages
+from hapo_ros.episodes.contents import cdr_stamp_ns
 from hapo_ros.episodes.recovery import RecoveryError, recover, unfinished
+from hapo_ros.episodes.software import software_versions
 from hapo_ros.episodes.writer import partial_folder
-from hapo_ros.msg import EpisodeState
+from hapo_ros.msg import AuthorityStatus, EpisodeState
 from hapo_ros.nodes.common import (
     IMAGES,
     LATCHED,
@@ -41,14 +42,14 @@ PARAMETERS = (
     Parameter("min_free_mib", 500, "Free space an episode needs to start", "MiB", 0, 1 << 20),
     Parameter("settings_json", "{}", "Settings of the deployment, for episode/info"),
 )
-_CDR_STAMP = struct.Struct("<iI")  # after 4 bytes of encapsulation, in every header-first message
-# Sent again as they are when a tick is sent again; recorded once.
-_REPEATED = (topics.AUTHORITY_STATUS,)
 POLL_S = 0.03
 # Deeper than a reader of the present status needs: every one is recorded.
 EVERY_STATUS = QoSProfile(
     depth=50, reliability=STATUS.reliability, durability=DurabilityPolicy.TRANSIENT_LOCAL
 )
+# What is sent again when its tick is sent again is recorded once: the last so many of a topic are
+# known. The status is none of that.
+_REMEMBERED = 200
 
 
 class Recorder(HapoNode):
@@ -61,11 +62,13 @@ class Recorder(HapoNode):
         cameras = [camera for camera in own.cameras if camera]
         self._topics = topics.recorded(cameras, own.object_state, own.operator)
         self._settings = _json(own.settings_json, "settings_json")
-        self._observation_info: dict | None = None
-        self._policy_info: dict = {}
+        self._versions = software_versions()
+        self._infos: dict[str, dict] = {}  # what robot side and policy last said of themselves
+        self._status: AuthorityStatus | None = None
         self._writer: EpisodeWriter | None = None
-        self._seen: dict[str, set] = {}  # topic -> stamps of what is in the bag
-        self._progress = _Progress()
+        self._seen: dict[str, dict] = {}  # topic -> what tells its last messages from each other
+        self._malformed: Counter[str] = Counter()  # by topic
+        self._tick_stamp_ns = 0  # of the newest tick, over all episodes
         self._closing: Future | None = None
         self._wanted_sequence, self._closing_since_s = -1, 0.0
         self._recover()
@@ -81,10 +84,10 @@ class Recorder(HapoNode):
             )
             for topic, type_name in self._topics.items()
         }
-        self.create_subscription(
-            String, topics.OBSERVATION_INFO, self._on_observation_info, LATCHED
-        )
-        self.create_subscription(String, topics.POLICY_INFO, self._on_policy_info, LATCHED)
+        for topic in (topics.OBSERVATION_INFO, topics.POLICY_INFO):
+            self.create_subscription(
+                String, topic, lambda message, topic=topic: self._on_info(topic, message), LATCHED
+            )
         self._states = self.create_publisher(EpisodeState, topics.EPISODE_STATE, LATCHED)
         self.create_service(StartEpisode, topics.START_EPISODE, self._on_start)
         # In a group of its own: while it waits, the messages it waits for have to come in.
@@ -121,18 +124,16 @@ class Recorder(HapoNode):
                     "until it is accepted."
                 )
 
-    def _on_observation_info(self, message: String) -> None:
-        self._observation_info = _json(message.data, topics.OBSERVATION_INFO)
-
-    def _on_policy_info(self, message: String) -> None:
-        self._policy_info = _json(message.data, topics.POLICY_INFO)
+    def _on_info(self, topic: str, message: String) -> None:
+        try:
+            self._infos[topic] = messages.info_from(message, topic)
+        except ValueError as error:
+            self._refuse(topic, error)
 
     # Messages
 
     def _now_ns(self) -> int:
-        if self.parameters.lock_step:
-            return self._progress.tick_stamp_ns
-        return self.ros_now_ns()
+        return self._tick_stamp_ns if self.parameters.lock_step else self.ros_now_ns()
 
     def _poll(self) -> None:
         """Take what has come, of every topic."""
@@ -142,25 +143,48 @@ class Recorder(HapoNode):
         self._watch_closing()
 
     def _on_message(self, topic: str, data: bytes) -> None:
-        if self._writer is None or self._writer.closed:
-            return
-        key = stamp_ns = _stamp_ns(data)
+        try:
+            if topic == topics.AUTHORITY_STATUS:
+                self._status = messages.from_cdr(data, self._topics[topic])
+            if self._writer is not None and not self._writer.closed:
+                self._record(topic, data)
+        except ValueError as error:
+            self._refuse(topic, error)
+        except EpisodeWriteError as error:
+            self._fail(str(error))
+        else:
+            self._watch_closing()
+
+    def _record(self, topic: str, data: bytes) -> None:
+        """Write a message unless it is of another episode or was written before."""
+        key = stamp_ns = cdr_stamp_ns(data)
         if topic in (topics.OBSERVATION_TICK, topics.EXECUTED_ACTION):
             message = messages.from_cdr(data, self._topics[topic])
             if message.episode_id not in ("", self._writer.info.episode_id):
                 return  # the last of the episode before
-            self._progress.see(topic, message)
             if topic == topics.EXECUTED_ACTION:
                 # Two that differ come from two arbiters: the reader has to know of both.
                 key = stamp_ns, message.label, message.action.tobytes()
-        if topic not in _REPEATED:
-            if key in self._seen[topic]:
-                return
-            self._seen[topic].add(key)
-        try:
-            self._writer.write(topic, data, self._now_ns(), stamp_ns)
-        except EpisodeWriteError as error:
-            self._fail(str(error))
+            else:
+                messages.tick_from(message)  # or ValueError: it tells the time
+                self._tick_stamp_ns = max(self._tick_stamp_ns, stamp_ns)
+        seen = self._seen[topic]
+        if topic != topics.AUTHORITY_STATUS and key in seen:
+            return
+        seen[key] = None
+        if len(seen) > _REMEMBERED:
+            del seen[next(iter(seen))]
+        self._writer.write(topic, data, self._now_ns(), stamp_ns)
+
+    def _refuse(self, topic: str, error: ValueError) -> None:
+        """A stranger's message must not end an episode, nor spoil its bag."""
+        self._malformed[topic] += 1
+        count = self._malformed[topic]
+        if count & (count - 1) == 0:  # the 1st, 2nd, 4th ...: at once, and never a flood
+            self.get_logger().error(
+                f"A message on {topic} is malformed: {error}. It is left out, the recorder goes "
+                f"on. {count} so far. Find out who publishes it."
+            )
 
     def _fail(self, sentence: str) -> None:
         self.get_logger().error(sentence)
@@ -170,10 +194,6 @@ class Recorder(HapoNode):
         if self._closing is not None:
             self._closing.set_result(False)
 
-    def _missing(self) -> dict[str, int]:
-        """Messages that the recorded ticks name and the bag lacks, by topic."""
-        return self._progress.missing(self._seen)
-
     # Services
 
     def _on_start(self, request, response):
@@ -181,21 +201,23 @@ class Recorder(HapoNode):
         if problem := self._start_problem(request):
             response.text = problem
             return response
-        known = self._observation_info
+        known = self._infos[topics.OBSERVATION_INFO]
+        policy = self._infos[topics.POLICY_INFO] if request.source == "deployment" else {}
         info = EpisodeInfo(
             episode_id=request.episode_id or self._new_id(request.task, request.seed),
             task=request.task,
             instruction=request.instruction or known["instruction"],
             source=request.source,
             seed=request.seed,
-            policy_version=self._policy_info.get("version", ""),
+            policy_version=policy.get("version", ""),
             cameras=known["cameras"],
             object_state=known["object_state"],
             action_space=known["action_space"],
+            normalisation=policy.get("normalisation", {}),
             settings=self._settings,
-            versions={"hapo_ros": __version__, "python": platform.python_version()},
+            versions=self._versions,
         )
-        self._seen, self._progress = {topic: set() for topic in self._topics}, _Progress()
+        self._seen = {topic: {} for topic in self._topics}
         try:
             self._writer = EpisodeWriter(
                 self._root,
@@ -220,21 +242,30 @@ class Recorder(HapoNode):
             )
         if request.source not in ("demonstration", "deployment"):
             return f"source must be demonstration or deployment, not {request.source!r}."
+        if request.seed < 0:
+            return f"seed must be 0 or more, not {request.seed}. Nothing is recorded."
         silent = [
             topic
             for topic, subscription in self._subscriptions_by_topic.items()
             if subscription.get_publisher_count() == 0
         ]
-        if silent or self._observation_info is None:
-            missing = ", ".join(silent or [topics.OBSERVATION_INFO])
+        told = [topics.OBSERVATION_INFO]
+        told += [topics.POLICY_INFO] if request.source == "deployment" else []
+        if missing := silent + [topic for topic in told if topic not in self._infos]:
             return (
-                f"No one publishes {missing}. Nothing is recorded. Start the nodes that publish "
-                "it, or check its QoS."
+                f"No one publishes {', '.join(missing)}. Nothing is recorded. Start the nodes that "
+                "publish it, or check its QoS."
             )
-        if request.task != self._observation_info["task"]:
+        task = self._infos[topics.OBSERVATION_INFO]["task"]
+        if request.task != task:
             return (
-                f"This deployment is of task {self._observation_info['task']}, not {request.task}. "
-                f"Nothing is recorded. Start the deployment with task:={request.task}."
+                f"This deployment is of task {task}, not {request.task}. Nothing is recorded. "
+                f"Start the deployment with task:={request.task}."
+            )
+        if self._status is not None and self._status.authority == AuthorityStatus.FAULT:
+            return (
+                f"The arbiter is in FAULT and would not act: {self._status.text} Nothing is "
+                "recorded. Clear the fault (request 7 on arbiter/request), then start."
             )
         return ""
 
@@ -293,8 +324,7 @@ class Recorder(HapoNode):
         """End the wait of EndEpisode: everything is there, or the time is over."""
         if self._closing is None or self._closing.done():
             return
-        progress = self._progress
-        complete = progress.settled(self._wanted_sequence) and not self._missing()
+        complete = self._writer.is_whole(self._wanted_sequence)
         late = self.now_s() - self._closing_since_s > self.parameters.close_timeout_s
         if complete or late:
             self._closing.set_result(complete)
@@ -302,7 +332,7 @@ class Recorder(HapoNode):
     def _finish(self, outcome: str | None, **known) -> str:
         """Close the bag; returns its folder, or "" where that failed."""
         writer, self._writer = self._writer, None
-        result = writer.result(outcome, lost=self._missing(), **known)
+        result = writer.result(outcome, **known)
         try:
             bag = str(writer.finish(result).resolve())
         except EpisodeWriteError as error:
@@ -326,48 +356,6 @@ class Recorder(HapoNode):
             note = "The recorder was stopped while the episode ran."
             self._finish(None, complete=False, note=note)
             self.until_heard(self._states)
-
-
-class _Progress:
-    """What the ticks and decisions of the episode say must be in the bag."""
-
-    def __init__(self):
-        self.tick_stamp_ns = 0
-        self._ticks: dict[int, dict[str, int]] = {}  # sequence -> topic -> stamp
-        self._applied = -1
-        self._decisions: set[int] = set()
-
-    def see(self, topic: str, message) -> None:
-        if topic == topics.EXECUTED_ACTION:
-            if message.tick:
-                self._decisions.add(message.sequence)
-            return
-        self._ticks[message.sequence] = messages.tick_stamps(message)
-        self.tick_stamp_ns = max(self.tick_stamp_ns, messages.message_stamp_ns(message))
-        self._applied = max(self._applied, message.applied_sequence)
-
-    def settled(self, wanted_sequence: int) -> bool:
-        """Whether the wanted tick is there, and every decision that was executed."""
-        last = max(self._ticks, default=-1)
-        return last >= wanted_sequence and (self._applied < 0 or self._applied in self._decisions)
-
-    def missing(self, seen: dict[str, set]) -> dict[str, int]:
-        lost: dict[str, int] = {}
-        for stamps in self._ticks.values():
-            for topic, stamp_ns in stamps.items():
-                if topic in seen and stamp_ns not in seen[topic]:
-                    lost[topic] = lost.get(topic, 0) + 1
-        gaps = max(self._ticks, default=-1) + 1 - len(self._ticks)
-        undecided = self._applied + 1 - len([s for s in self._decisions if s <= self._applied])
-        for topic, count in ((topics.OBSERVATION_TICK, gaps), (topics.EXECUTED_ACTION, undecided)):
-            if count > 0:
-                lost[topic] = count
-        return lost
-
-
-def _stamp_ns(cdr: bytes) -> int:
-    seconds, nanoseconds = _CDR_STAMP.unpack_from(cdr, 4)
-    return seconds * 1_000_000_000 + nanoseconds
 
 
 def _json(text: str, what: str) -> dict:

@@ -28,8 +28,16 @@ PARAMETERS = (
     Parameter("object_state", False, "Publish the object state, for state-based policies"),
     Parameter("lock_step", True, "Wait for every decision instead of running in real time"),
     Parameter("control_period_s", 0.05, "Time between ticks", "s", 0.05, 0.05),
-    Parameter("tick_readers", 4, "Readers of a tick to wait for before an episode", "", 0, 20),
-    Parameter("image_readers", 2, "Readers of an image to wait for before an episode", "", 0, 20),
+    Parameter(
+        "tick_readers",
+        ["policy", "arbiter", "recorder", "simulated_operator"],
+        "Nodes that have to read the ticks before an episode begins; [''] for none",
+    ),
+    Parameter(
+        "image_readers",
+        ["policy", "recorder"],
+        "Nodes that have to read the images before an episode begins; [''] for none",
+    ),
     Parameter(
         "decision_timeout_s", 30.0, "Longest wait for a decision in lock-step", "s", 1.0, 3600.0
     ),
@@ -167,10 +175,10 @@ class RobosuiteBridge(HapoNode):
 
     def _matched(self) -> bool:
         """Whether everyone who needs the first tick would get it."""
+        own = self.parameters
         tick = self._publishers_by_topic[topics.OBSERVATION_TICK]
-        return tick.get_subscription_count() >= self.parameters.tick_readers and all(
-            publisher.get_subscription_count() >= self.parameters.image_readers
-            for publisher in self._image_publishers.values()
+        return self.is_read_by(tick, own.tick_readers) and all(
+            self.is_read_by(image, own.image_readers) for image in self._image_publishers.values()
         )
 
     # Decisions

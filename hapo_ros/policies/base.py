@@ -37,6 +37,26 @@ def proprioception(observation: Observation) -> np.ndarray:
     return np.concatenate([pose[:3], first, second, joints[-FINGERS:]]).astype(np.float32)
 
 
+def finite_act(policy: "Policy", observation: Observation, instruction: str) -> np.ndarray:
+    """(T, D) float32, the answer of ``policy.act``.
+
+    Raises ValueError, besides what ``act`` raises, where numbers of the observation or the
+    confidence are not finite: a network makes of NaN an action like any other, at full speed.
+    """
+    numbers = {
+        "the joint state": observation.joint_positions,
+        "the end-effector pose": observation.eef_pose,
+        "the object state": observation.object_state,
+    }
+    for name, values in numbers.items():
+        if values is not None and not np.all(np.isfinite(values)):
+            raise ValueError(f"{name} is not finite ({np.asarray(values).tolist()})")
+    actions = policy.act(observation, instruction)
+    if not np.isfinite(policy.confidence):
+        raise ValueError(f"the policy's confidence is {policy.confidence}, so its answer is none")
+    return actions
+
+
 @dataclass
 class Batch:
     """B samples as tensors.
@@ -127,3 +147,10 @@ class Policy(Protocol):
     @classmethod
     def from_parts(cls, config: dict, normalisation: dict, tokenizer: dict) -> "Policy":
         """An untrained policy of these parts."""
+
+
+def form(policy: Policy) -> str:
+    """What a policy sees and does, in words; two of the same can take each other's place."""
+    cameras = [f"camera {name} {h} x {w}" for name, (h, w) in sorted(policy.cameras.items())]
+    state = [f"an object state of {policy.object_state} numbers"] if policy.object_state else []
+    return ", ".join([*cameras, *state, f"actions {' '.join(policy.action_names)}"])

@@ -6,7 +6,6 @@ The same parts as on the graph, in the same order a tick, and bags of the same f
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Protocol
 
@@ -23,8 +22,10 @@ from hapo_ros.arbitration import (
     PolicyCommand,
     Tick,
 )
+from hapo_ros.episodes.software import software_versions
 from hapo_ros.episodes.types import EpisodeInfo, Observation
 from hapo_ros.episodes.writer import EpisodeWriter
+from hapo_ros.policies.base import finite_act
 from hapo_ros.sim.environment import CONTROL_HZ, Disturbance, Simulation, action_space
 from hapo_ros.sim.operator import EndEpisode, OperatorConfig, OperatorOutput, SimulatedOperator
 from hapo_ros.sim.recording import EpisodeRecord
@@ -32,7 +33,6 @@ from hapo_ros.sim.tasks import get_task
 from hapo_ros.sim.workers import run_seeds
 
 TICK_NS = round(1e9 / CONTROL_HZ)
-SOFTWARE = ("hapo_ros", "robosuite", "mujoco", "numpy", "torch")
 
 
 class Acting(Protocol):
@@ -158,7 +158,7 @@ def _sample(output: OperatorOutput, tick: Tick, now_s: float) -> HumanSample:
 
 
 def _ask(policy: Acting, observation: Observation, instruction: str, tick: Tick) -> PolicyCommand:
-    actions = policy.act(observation, instruction)
+    actions = finite_act(policy, observation, instruction)
     return PolicyCommand(
         tick.episode_id, tick.sequence, tick.epoch, policy.version, actions, policy.confidence
     )
@@ -237,9 +237,11 @@ class Campaign:
             seed=seed,
             policy_version=policy.version if policy else "",
             action_space=action_space(),
+            normalisation=policy.parts()["normalisation"] if policy else {},
             settings={
+                "robot": "simulation",
                 "arbiter": asdict(config),
-                "operator": asdict(self.operator) if self.operator else None,
+                "operator": {"kind": "simulated"} | asdict(self.operator) if operator else None,
                 "disturbance": asdict(self.disturbance) if self.disturbance else None,
             },
             versions=software_versions(),
@@ -332,16 +334,3 @@ def _size(cameras: dict) -> int:
     if len(sizes) > 1 or height != width:
         raise ValueError(f"The simulation renders square images of one size, not {dict(cameras)}.")
     return height
-
-
-def software_versions() -> dict[str, str]:
-    """Versions of what an episode came from, by distribution; without those not installed."""
-    from hapo_ros import __version__
-
-    versions = {"hapo_ros": __version__}
-    for name in SOFTWARE:
-        try:
-            versions.setdefault(name, metadata.version(name))
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
