@@ -27,7 +27,7 @@ def main(argv: Iterable[str] | None = None) -> int:
     try:
         return arguments.run(arguments)
     except KeyboardInterrupt:
-        print("Interrupted. Nothing half-done was kept.", file=sys.stderr)
+        print("Interrupted. What was finished is kept.", file=sys.stderr)
         return EXIT_ERROR
     except _expected() as error:
         print(f"hapo {arguments.command}: {error}", file=sys.stderr)

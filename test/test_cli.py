@@ -12,11 +12,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ros_graph import nothing_left_running, wait_for
 
 from hapo_ros import labels, topics
 from hapo_ros.arbitration import Applied, Authority, Decision, Reason, Tick
 from hapo_ros.cli import _parser, main
-from hapo_ros.episodes import EpisodeInfo, EpisodeWriter, Observation, messages
+from hapo_ros.episodes import (
+    EpisodeInfo,
+    EpisodeWriter,
+    Observation,
+    messages,
+    open_episodes,
+)
 from hapo_ros.policies import checkpoint
 from hapo_ros.policies.tiny_vla import Normalisation, TinyVla, TinyVlaConfig
 from hapo_ros.policies.tokenizers import Words
@@ -293,6 +300,28 @@ def test_a_policy_for_another_task_is_refused(hapo, tmp_path):
         assert code == 1 and "It is a policy for another task." in err
         assert "Traceback" not in err
     assert written(tmp_path) == before
+
+
+def test_ctrl_c_keeps_the_episodes_that_were_finished_and_nothing_else(tmp_path):
+    """As a terminal does it: SIGINT to the whole group."""
+    bags = tmp_path / "out"
+    command = "collect --inputs state --episodes 500 --workers 2 --output out"
+    with nothing_left_running():
+        running = subprocess.Popen(
+            [sys.executable, "-m", "hapo_ros.cli", *command.split()],
+            cwd=tmp_path,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        wait_for(lambda: list(bags.glob("lift-*")) and list(bags.glob(".lift-*.partial")))
+        os.killpg(running.pid, signal.SIGINT)
+        _, err = running.communicate(timeout=DEADLINE_S)
+    assert running.returncode == 1
+    assert err.endswith("Interrupted. What was finished is kept.\n") and "Traceback" not in err
+    assert not list(bags.glob(".*"))
+    readers, skipped = open_episodes(bags)
+    assert readers and not skipped
 
 
 # Training and optimizing

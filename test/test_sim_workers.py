@@ -1,8 +1,13 @@
 """Seeds over processes: in order, with progress, and an error instead of a hang."""
 
 import importlib
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
+from ros_graph import nothing_left_running
 
 from hapo_ros.sim.workers import WorkerError, run_seeds
 
@@ -31,6 +36,13 @@ class Work:
                 os._exit(7)
             if self.how == "hangs":
                 time.sleep(1000)
+            if self.how == "tidies":
+                try:
+                    print("begun", flush=True)
+                    time.sleep(1000)
+                except SystemExit:
+                    print("tidied", flush=True)
+                    raise
         time.sleep(0.02 * (seed % 3))
         return seed * seed, os.getpid()
 """
@@ -87,3 +99,30 @@ def test_a_worker_that_cannot_start_is_an_error(work):
 def test_a_worker_that_hangs_is_an_error_that_names_the_seed(work):
     with pytest.raises(WorkerError, match="seeds 1"):
         run_seeds(work(1, "hangs"), [1], workers=1, limit_s=3.0)
+
+
+MAIN = """
+from hapo_ros.sim.workers import run_seeds
+from hapo_test_setups import Work
+
+if __name__ == "__main__":
+    run_seeds(Work(1, "tidies"), [1], workers=1)
+"""
+
+
+def test_ctrl_c_lets_the_workers_tidy_up_and_leaves_none(work, tmp_path):
+    """As a terminal does it: SIGINT to the whole group, of which only the parent takes notice."""
+    (tmp_path / "main.py").write_text(MAIN)
+    with nothing_left_running():
+        running = subprocess.Popen(
+            [sys.executable, tmp_path / "main.py"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert running.stdout.readline() == "begun\n"
+        os.killpg(running.pid, signal.SIGINT)
+        out, err = running.communicate(timeout=60)
+    assert out == "tidied\n", err
+    assert err.count("Traceback") == 1 and err.rstrip().endswith("KeyboardInterrupt"), err

@@ -3,6 +3,7 @@
 The same parts as on the graph, in the same order a tick, and bags of the same form.
 """
 
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -24,7 +25,7 @@ from hapo_ros.arbitration import (
 )
 from hapo_ros.episodes.software import software_versions
 from hapo_ros.episodes.types import EpisodeInfo, Observation
-from hapo_ros.episodes.writer import EpisodeWriter
+from hapo_ros.episodes.writer import EpisodeWriter, partial_folder
 from hapo_ros.policies.base import finite_act
 from hapo_ros.sim.environment import CONTROL_HZ, Disturbance, Simulation, action_space
 from hapo_ros.sim.operator import EndEpisode, OperatorConfig, OperatorOutput, SimulatedOperator
@@ -247,10 +248,21 @@ class Campaign:
             versions=software_versions(),
             **observed,
         )
-        with self._writer(info) as writer:
-            return run_episode(
-                simulation, Arbiter(config), info, policy=policy, operator=operator, writer=writer
-            )
+        try:
+            with self._writer(info) as writer:
+                return run_episode(
+                    simulation,
+                    Arbiter(config),
+                    info,
+                    policy=policy,
+                    operator=operator,
+                    writer=writer,
+                )
+        except (KeyboardInterrupt, SystemExit):
+            # Told to end. The seed can be run again; what there is of it would be in the way.
+            if self.root is not None:
+                shutil.rmtree(partial_folder(Path(self.root), info.episode_id), ignore_errors=True)
+            raise
 
     def _writer(self, info: EpisodeInfo):
         if self.root is None:
@@ -280,7 +292,8 @@ def collect(
     deployments of that policy. cameras (name -> [height, width]; {} for none) and object_state:
     what is observed and recorded; by default what the policy needs, and in demonstrations both of
     the task's cameras at 84 x 84. prefix: episodes are called ``<prefix>-<seed>``. workers,
-    progress and what is raised: see ``run_seeds``.
+    progress and what is raised: see ``run_seeds``. When it is interrupted, the finished episodes
+    stay and the unfinished ones are removed.
     """
     known = get_task(task)
     if checkpoint is None:

@@ -3,8 +3,9 @@
 import multiprocessing
 import signal
 import traceback
-from collections.abc import Callable, Sequence
-from multiprocessing import connection
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing import connection, resource_tracker
 from typing import Protocol
 
 from hapo_ros.episodes.writer import EpisodeWriteError
@@ -20,7 +21,11 @@ class Setup(Protocol):
     """What a worker does. Picklable; ``start`` is called once in each worker."""
 
     def start(self) -> Callable[[int], object]:
-        """Build what is expensive; returns the function that runs one seed."""
+        """Build what is expensive; returns the function that runs one seed.
+
+        That function leaves nothing half-done behind when SystemExit or KeyboardInterrupt comes up
+        in it: so the run is ended before its time. ``start`` itself writes nothing.
+        """
 
 
 def run_seeds(
@@ -58,16 +63,18 @@ def run_seeds(
 
 def _run_spawned(setup, seeds, workers, finished, limit_s) -> None:
     context = multiprocessing.get_context("spawn")
+    resource_tracker.ensure_running()  # else the first start does it, and unblocks SIGINT
     waiting = list(reversed(seeds))
     processes, running = [], {}  # connection -> (process, seed)
     try:
         for _ in range(workers):
             ours, theirs = context.Pipe()
             process = context.Process(target=_work, args=(setup, theirs), daemon=True)
-            process.start()
-            theirs.close()
-            processes.append(process)
-            running[ours] = process, waiting.pop()
+            with _without_interrupts():
+                process.start()
+                theirs.close()
+                processes.append(process)
+                running[ours] = process, waiting.pop()
             ours.send(running[ours][1])
         while running:
             ready = connection.wait(list(running), timeout=limit_s)
@@ -89,13 +96,25 @@ def _run_spawned(setup, seeds, workers, finished, limit_s) -> None:
     finally:
         for ours in running:
             ours.close()
-        for process in processes:
-            if running:  # after an error: whatever they are doing is of no use
+        if running:  # after an error: whatever they are doing is of no use
+            for process in processes:
                 process.terminate()
+        for process in processes:
             process.join(10)
             if process.is_alive():
                 process.kill()
                 process.join()
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """A process started here never hears a terminal's Ctrl-C, not even while Python starts in it:
+    its parent ends it. This one hears it afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _receive(ours, process, seed: int):
@@ -113,12 +132,11 @@ def _receive(ours, process, seed: int):
 
 
 def _work(setup, theirs) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     try:
         seed = theirs.recv()
-        run = None
+        run = setup.start()
+        signal.signal(signal.SIGTERM, _end)  # from here on something may be half-done
         while True:
-            run = run or setup.start()
             theirs.send((True, run(seed)))
             seed = theirs.recv()
     except (EOFError, ConnectionError):
@@ -127,3 +145,8 @@ def _work(setup, theirs) -> None:
         theirs.send((False, str(error)))  # a sentence
     except Exception:
         theirs.send((False, "\n" + traceback.format_exc()))
+
+
+def _end(number: int, _frame) -> None:
+    signal.signal(number, signal.SIG_IGN)  # once: what follows tidies up
+    raise SystemExit(128 + number)
