@@ -46,7 +46,7 @@ def _expected() -> tuple[type[Exception], ...]:
     known += [WorkerError, GatewayError, DeviceLost]
     if "hapo_ros.learning.trainer" in sys.modules:
         trainer = sys.modules["hapo_ros.learning.trainer"]
-        known += [trainer.Cancelled, trainer.Diverged]
+        known += [trainer.Cancelled, trainer.Diverged, trainer.OutOfMemory]
     return tuple(known)
 
 
@@ -150,29 +150,36 @@ def _learn(arguments, train: Callable) -> int:
     """Run a training with its progress; SIGTERM and Ctrl-C cancel it without a checkpoint."""
     # Waiting threads of a busy machine would otherwise spin: a step took up to ten times longer.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from hapo_ros.learning.trainer import Cancelled, Diverged
+    from hapo_ros.learning.trainer import Cancelled, Diverged, OutOfMemory
 
     with _stop_flag() as stopped:
         try:
             with progress("training", 1, arguments.json) as advance:
                 show = _print_json if arguments.json else partial(_show_training, advance)
                 trained = train(progress=show, cancelled=stopped)
-        except (Cancelled, Diverged, ValueError, OSError) as error:
+        except (Cancelled, Diverged, OutOfMemory, ValueError, OSError) as error:
             if arguments.json:
                 _print_json({"text": str(error)})
                 return EXIT_ERROR
             raise
-    _report(
-        arguments,
-        {
-            "checkpoint": str(trained.checkpoint.resolve()),
-            "version": trained.version,
-            "metrics": trained.metrics,
-            "notes": trained.notes,
-            "text": f"Checkpoint {trained.version} is in {trained.checkpoint.resolve()}.",
-        },
-    )
-    return EXIT_OK
+    report = {
+        "checkpoint": str(trained.checkpoint.resolve()),
+        "version": trained.version,
+        "metrics": trained.metrics,
+        "notes": trained.notes,
+        "skipped": trained.skipped,
+    }
+    _report(arguments, report | ({"text": _in_words(trained)} if arguments.json else {}))
+    return EXIT_LOSS if trained.skipped else EXIT_OK
+
+
+def _in_words(trained) -> str:
+    """All of it as text: the optimizer node gives it to people who see nothing else."""
+    said = [f"Checkpoint {trained.version} is in {trained.checkpoint.resolve()}.", *trained.notes]
+    if trained.skipped:
+        count = len(trained.skipped)
+        said.append(f"{count} {'bag was' if count == 1 else 'bags were'} skipped:")
+    return " ".join([*said, *trained.skipped])
 
 
 def _show_training(advance: Callable, said: dict) -> None:
@@ -194,6 +201,8 @@ def _settings(arguments) -> dict:
             settings[name] = json.loads(value)
         except ValueError:
             settings[name] = value
+    if getattr(arguments, "allow_missing_group", False):  # of hapo optimize alone
+        settings["allow_missing_group"] = True
     return settings
 
 
@@ -333,8 +342,10 @@ def _report(arguments, data: dict) -> None:
         _print_json(data)
         return
     for name, value in data.items():
-        if value not in (None, [], {}):
-            print(f"{name.replace('_', ' ')}: {_readable(value)}")
+        sentences = isinstance(value, list) and all(isinstance(each, str) for each in value)
+        for each in value if sentences else [value]:
+            if each not in (None, [], {}):
+                print(f"{name.replace('_', ' ')}: {_readable(each)}")
 
 
 def _readable(value) -> str:
@@ -460,11 +471,17 @@ def _parser() -> argparse.ArgumentParser:
         "optimize",
         _optimize,
         "learn from interventions",
-        "hapo optimize runs/bags --base runs/base --method hapo --output runs/better",
+        "hapo optimize runs/demonstrations runs/bags --base runs/base --method hapo_anchored "
+        "--output runs/better",
     )
     _add_learning(optimize)
     optimize.add_argument("--base", required=True, help="checkpoint to start from")
     optimize.add_argument("--method", required=True, help=_method_help())
+    optimize.add_argument(
+        "--allow-missing-group",
+        action="store_true",
+        help="give the share of a group without steps to the others; a setting too",
+    )
     optimize.add_argument("--reference-cache", help="folder of kept reference log-probabilities")
 
     promote = add(

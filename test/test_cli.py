@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import resource
 import shlex
 import signal
 import subprocess
@@ -355,6 +356,36 @@ def test_a_base_policy_is_trained_optimized_and_promoted(
         assert f"version: {version}" in optimized and f"version: {version}" in promoted
 
 
+def test_bags_that_were_skipped_are_a_loss_and_it_is_said_which_and_why(hapo, recordings):
+    bags = [recordings / name for name in ("demonstrations", "unlabelled")]
+    code, out, err = hapo("train", *bags, "--output", "base", *TINY)
+    assert code == 3, err
+    assert "skipped: " in out and str(recordings / "unlabelled" / "u0") in out
+    bags = [
+        recordings / "demonstrations",
+        recordings / "corrected",
+        recordings / "corrected" / "c1",
+    ]
+    optimize = ["--base", "base", "--method", "hapo", "--output", "better", "--set", "steps=1"]
+    code, out, err = hapo("optimize", *bags, *optimize, "--json")
+    assert code == 3, err
+    report = strict_json(out.splitlines()[-1])
+    (skipped,) = report["skipped"]
+    assert "c1" in skipped and report["text"].endswith(f"1 bag was skipped: {skipped}")
+
+
+def test_the_share_of_a_missing_group_is_given_away_only_where_that_is_allowed(
+    hapo, recordings, policy
+):
+    command = ["optimize", recordings / "demonstrations", "--base", policy, "--method", "hapo"]
+    command += ["--output", "better", "--set", "steps=1"]
+    code, _, err = hapo(*command)
+    assert code == 1 and "allow_missing_group" in err
+    code, out, err = hapo(*command, "--allow-missing-group")
+    assert code == 0, err
+    assert "its share goes to the others: expert 100.0%" in out
+
+
 def test_the_json_of_a_training_is_json_for_every_reader(hapo, recordings):
     code, out, err = hapo(
         "train", recordings / "demonstrations", "--output", "base", *TINY, "--json"
@@ -367,6 +398,27 @@ def test_the_json_of_a_training_is_json_for_every_reader(hapo, recordings):
 def test_a_failed_training_in_json_says_why_in_json(hapo, recordings):
     code, out, _ = hapo("train", recordings / "corrected", "--output", "out", "--json")
     assert code == 1 and "nothing was trained" in strict_json(out)["text"]
+
+
+def test_a_training_that_runs_out_of_memory_ends_with_a_sentence(recordings, tmp_path):
+    """It may have 16 GB of address space, and asks for a layer of 160."""
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))
+
+    command = [sys.executable, "-m", "hapo_ros.cli", "train", recordings / "demonstrations"]
+    command += ["--output", "base", "--set", "width=200000", "--set", "blocks=1"]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("hapo train: Memory ran out (") and "Traceback" not in done.stderr
+    assert written(tmp_path) == set()
 
 
 def test_a_checkpoint_that_was_damaged_is_not_promoted(

@@ -11,14 +11,23 @@ from hypothesis import strategies as st
 from hapo_ros import labels
 from hapo_ros.episodes.types import EpisodeInfo, Observation, Step
 from hapo_ros.learning.augment import augment, random_shift
-from hapo_ros.learning.data import Episode, build, chunks, from_readers
+from hapo_ros.learning.data import Episode, build, chunks, from_readers, last_correction
 from hapo_ros.learning.reference import partners
 
 NAMES = ["x", "y", "gripper"]
 P, H, N = labels.POLICY, labels.HUMAN, labels.NONE
 
 
-def episode(name, live, source="deployment", outcome="success", k=2, cameras=("cam",), **info):
+def episode(
+    name,
+    live,
+    source="deployment",
+    outcome="success",
+    k=2,
+    cameras=("cam",),
+    unresolved=False,
+    **info,
+):
     """An episode whose step t executes (t / 100, 0, 1) and sees images of brightness t."""
     relabelled = (
         labels.demonstration(live)
@@ -58,7 +67,7 @@ def episode(name, live, source="deployment", outcome="success", k=2, cameras=("c
         }
         | info
     )
-    return Episode(info, steps, bag_hash=f"hash of {name}", outcome=outcome)
+    return Episode(info, steps, bag_hash=f"hash of {name}", outcome=outcome, unresolved=unresolved)
 
 
 def rows_of(table, group):
@@ -97,13 +106,37 @@ def test_only_the_groups_asked_for_are_kept_and_the_others_counted():
     assert len(table) == 4 and table.counts["not_asked_for"] == 3
 
 
-def test_corrections_that_never_resolved_are_counted_and_not_learned_from():
-    bad = episode("run", [P, P, P, H, H], outcome="failure")
+def test_the_correction_that_never_resolved_is_counted_and_not_learned_from():
+    live = [P, P, H, H, P, P, P, H, N, H, H]
+    bad = episode("run", live, outcome="failure", unresolved=True)
     table = build([bad])
-    assert len(table.groups["human"]) == 0 and table.counts["unresolved"] == 2
-    assert len(table.groups["undesirable"]) == 2
+    assert rows_of(table, "human") == [("run", 2), ("run", 3)]
+    assert table.counts["unresolved"] == 3
+    # What led to it is as undesirable as ever.
+    assert rows_of(table, "undesirable") == [("run", t) for t in (0, 1, 5, 6)]
     kept = build([bad], drop_unresolved=False)
-    assert len(kept.groups["human"]) == 2 and kept.counts["unresolved"] == 0
+    assert len(kept.groups["human"]) == 5 and kept.counts["unresolved"] == 0
+
+
+def test_the_corrections_of_an_episode_that_failed_later_are_learned_from():
+    """They resolved: the operator had handed back."""
+    table = build([episode("run", [P, P, P, H, H, P, P], outcome="failure")])
+    assert rows_of(table, "human") == [("run", 3), ("run", 4)] and table.counts["unresolved"] == 0
+
+
+@given(st.lists(st.sampled_from([P, H, N]), max_size=30), st.integers(0, 12))
+def test_the_last_correction_is_the_humans_part_after_the_policy_last_acted_before_it(live, k):
+    found = last_correction(labels.relabel(np.array(live, int), k))
+    assert (np.array(live, int)[found] == H).all()
+    if H not in live:
+        assert not found.any()
+        return
+    first = int(np.flatnonzero(found)[0])
+    last = len(live) - 1 - live[::-1].index(H)
+    between = live[first : last + 1]
+    assert P not in between and between.count(H) == found.sum()
+    earlier = [each for each in live[:first] if each != N]
+    assert not earlier or earlier[-1] == P
 
 
 def test_a_failed_demonstration_is_not_a_correction():
@@ -116,7 +149,7 @@ def test_discarded_and_excluded_episodes_are_never_used_and_it_is_said():
     excluded.excluded = True
     table = build([episode("a", [P, H], outcome="discarded"), excluded, episode("c", [P, H])])
     assert [e["episode_id"] for e in table.episodes] == ["c"]
-    assert table.notes == [
+    assert table.skipped == [
         "Episode a was discarded and is not used.",
         "Episode b was excluded in review and is not used.",
     ]
@@ -127,7 +160,7 @@ def test_an_episode_given_twice_is_used_once_and_it_is_said():
     other.bag_hash = "recovered"
     table = build([episode("a", [P, H]), episode("a", [P, H]), other])
     assert len(table) == 2 and len(table.episodes) == 1
-    assert table.notes == [
+    assert table.skipped == [
         "Episode a was given twice and is used once.",
         "Episode a was given twice with other contents; the first one counts and is used once.",
     ]
@@ -248,7 +281,7 @@ def test_readers_are_read_one_by_one_and_images_only_where_wanted():
 
         return SimpleNamespace(
             info=e.info,
-            result=SimpleNamespace(outcome=e.outcome),
+            result=SimpleNamespace(outcome=e.outcome, unresolved=e.unresolved),
             steps=steps,
             bag_hash=e.bag_hash,
             review_hash="r",

@@ -417,7 +417,7 @@ def test_nan_stops_the_run_and_names_the_step_and_the_episodes(base, table, tmp_
         return metrics
 
     monkeypatch.setattr(Preference, "accumulate", poisoned)
-    with pytest.raises(trainer.Diverged, match=r"at step 2\. .*demo\d steps .*no|run\d steps"):
+    with pytest.raises(trainer.Diverged, match=r"at step 2\. .*batch was: (demo|run)\d steps \["):
         trainer.optimize(
             table,
             base.checkpoint,
@@ -483,7 +483,7 @@ def test_bags_are_opened_read_for_what_the_policy_sees_and_skipped_ones_said(
             bag_hash=e.bag_hash,
             review_hash="",
             steps=steps,
-            result=SimpleNamespace(outcome=e.outcome),
+            result=SimpleNamespace(outcome=e.outcome, unresolved=False),
         )
 
     skipped = SimpleNamespace(reason="broken is no bag.")
@@ -495,6 +495,8 @@ def test_bags_are_opened_read_for_what_the_policy_sees_and_skipped_ones_said(
     trained = trainer.optimize(
         ["bags"], base.checkpoint, "hapo", {"k": 4, "steps": 1, "batch_size": 8}, tmp_path / "new"
     )
-    assert set(asked) == {(4, False)} and trained.notes == ["Skipped: broken is no bag."]
+    assert set(asked) == {(4, False)}
+    assert trained.skipped == ["broken is no bag."] and trained.notes == []
+    assert checkpoint.read_provenance(trained.checkpoint)["skipped"] == trained.skipped
     again = trainer.train_bc("bags", {**SMALL, "k": 4, "steps": 1}, tmp_path / "base")
     assert checkpoint.load(again.checkpoint).object_state == 2

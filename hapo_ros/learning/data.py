@@ -19,13 +19,15 @@ class Episode:
     """One episode as the table takes it.
 
     steps: every recorded step, in order, labelled. bag_hash: identity of its contents. outcome:
-    success | failure | discarded. excluded: a reviewer took it out.
+    success | failure | discarded. unresolved: it ended in a correction that did not come to an end.
+    excluded: a reviewer took it out.
     """
 
     info: EpisodeInfo
     steps: list[Step]
     bag_hash: str
     outcome: str = "success"
+    unresolved: bool = False
     review_hash: str = ""
     excluded: bool = False
 
@@ -38,7 +40,8 @@ class StepTable:
     None. actions: (N, T, D) float32, action_mask: (N, T) bool. labels: (N,) c_t. sequence: (N,)
     step number in its episode. episode: (N,) index into ``episodes``, which holds for each used
     episode its id, bag and review hash, source, outcome, task and instruction. groups: name ->
-    row numbers. counts: steps kept and left out, by reason. notes: what a user should be told.
+    row numbers. counts: steps kept and left out, by reason. skipped: a sentence for every bag that
+    was given and is not used.
     """
 
     images: dict[str, np.ndarray]
@@ -53,7 +56,7 @@ class StepTable:
     action_names: tuple[str, ...]
     k: int
     counts: dict[str, int]
-    notes: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -182,10 +185,11 @@ def build(
 
     k: the K their labels were made with, for the record. groups: kept; others are only counted.
     cameras: names to keep, all by default. object_state: whether to keep it where recorded.
-    drop_unresolved: human steps of a deployment episode that did not end in success are counted
-    and not learned from: corrections that never resolve teach what does not work (tasks.md).
+    drop_unresolved: the last correction of an episode that ended ``unresolved`` is counted and not
+    learned from: one that never resolves teaches what does not work (tasks.md). The steps before it
+    stay undesirable, and the corrections before it stay.
     NONE steps and discarded or excluded episodes are never used; an episode given twice is used
-    once, and ``notes`` says so. Raises ValueError where nothing is left or episodes do not fit
+    once, and ``skipped`` says so. Raises ValueError where nothing is left or episodes do not fit
     together.
     """
     builder = _Builder(k, horizon, tuple(groups), cameras, object_state, drop_unresolved)
@@ -205,7 +209,30 @@ def _read(reader, k: int, images: bool) -> Episode:
     outcome = reader.result.outcome
     unused = excluded or outcome == "discarded"
     steps = [] if unused else reader.steps(k, images=images)
-    return Episode(reader.info, steps, reader.bag_hash, outcome, reader.review_hash, excluded)
+    return Episode(
+        info=reader.info,
+        steps=steps,
+        bag_hash=reader.bag_hash,
+        outcome=outcome,
+        unresolved=reader.result.unresolved,
+        review_hash=reader.review_hash,
+        excluded=excluded,
+    )
+
+
+def last_correction(c) -> np.ndarray:
+    """(T,) bool: the human steps of the last human segment of labels c (T,).
+
+    A segment begins after a step that the policy executed; a hold inside it does not split it.
+    """
+    c = np.asarray(c)
+    human = c == labels.HUMAN
+    if not human.any():
+        return human
+    last = np.flatnonzero(human)[-1]
+    acted = np.flatnonzero(np.isin(c[:last], (labels.POLICY, labels.UNDESIRABLE)))
+    begin = acted[-1] + 1 if acted.size else 0
+    return human & (np.arange(len(c)) >= begin)
 
 
 class _Builder:
@@ -216,7 +243,7 @@ class _Builder:
         self.cameras, self.object_state = cameras, object_state
         self.drop_unresolved = drop_unresolved
         self.counts = dict.fromkeys((*GROUPS, *LEFT_OUT), 0)
-        self.notes: list[str] = []
+        self.skipped: list[str] = []
         self.seen: dict[str, str] = {}
         self.episodes: list[dict] = []
         self.columns: dict[str, list[np.ndarray]] = {}
@@ -227,12 +254,14 @@ class _Builder:
         first = self.seen.setdefault(info.episode_id, episode.bag_hash)
         if info.episode_id in {e["episode_id"] for e in self.episodes} or first != episode.bag_hash:
             same = "" if first == episode.bag_hash else " with other contents; the first one counts"
-            self.notes.append(f"Episode {info.episode_id} was given twice{same} and is used once.")
+            self.skipped.append(
+                f"Episode {info.episode_id} was given twice{same} and is used once."
+            )
             return
         if episode.excluded or episode.outcome == "discarded":
             why = "excluded in review" if episode.excluded else "discarded"
             self.counts["episodes_left_out"] += 1
-            self.notes.append(f"Episode {info.episode_id} was {why} and is not used.")
+            self.skipped.append(f"Episode {info.episode_id} was {why} and is not used.")
             return
         rows = self._rows(episode)
         if rows.size:
@@ -246,8 +275,8 @@ class _Builder:
         kept = np.isin(group, [GROUPS.index(name) for name in self.groups])
         self.counts["none"] += int(np.count_nonzero(group < 0))
         unresolved = np.zeros(len(c), bool)
-        if self.drop_unresolved and not demonstration and episode.outcome != "success":
-            unresolved = kept & (c == labels.HUMAN)
+        if self.drop_unresolved and not demonstration and episode.unresolved:
+            unresolved = kept & last_correction(c)
             self.counts["unresolved"] += int(unresolved.sum())
         self.counts["not_asked_for"] += int(np.count_nonzero(~kept & (group >= 0)))
         kept &= ~unresolved
@@ -333,7 +362,7 @@ class _Builder:
         if not self.episodes:
             raise ValueError(
                 f"No step to learn from is left (found: {self.counts}), so nothing was "
-                f"trained. {' '.join(self.notes)}".strip()
+                f"trained. {' '.join(self.skipped)}".strip()
             )
         joined = {name: np.concatenate(self.columns.pop(name)) for name in list(self.columns)}
         return StepTable(
@@ -347,6 +376,6 @@ class _Builder:
             action_names=tuple(self.form["action_names"]),
             k=self.k,
             counts=self.counts,
-            notes=self.notes,
+            skipped=self.skipped,
             **joined,
         )

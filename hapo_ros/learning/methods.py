@@ -77,7 +77,7 @@ COMMON = {
     "fractions": Setting(None, dict, "Share of each group; none: the method's.", none=True),
     "no_balanced_sampling": Setting(False, bool, "Draw from all groups alike (ablation)."),
     "allow_missing_group": Setting(False, bool, "Give the share of an empty group to others."),
-    "drop_unresolved": Setting(True, bool, "Leave out corrections of episodes that failed."),
+    "drop_unresolved": Setting(True, bool, "Leave out corrections that never resolved."),
 }
 CLONING = {
     "image_shift": Setting(0, int, "Random shift of training images, pixels.", low=0),

@@ -71,7 +71,8 @@ class BalancedSampler:
         if len(missing) == len(wanted) or not allow_missing:
             raise ValueError(
                 f"There is no step for {' and '.join(missing)} ({share:.0%} of every batch), so "
-                f"nothing was trained. {' '.join(RECORD.get(name, '') for name in missing)}".strip()
+                f"nothing was trained. {' '.join(RECORD.get(name, '') for name in missing)} "
+                "Or set allow_missing_group, to give the share to the others."
             )
         kept = {name: f / (1 - share) for name, f in wanted.items() if name not in missing}
         parts = ", ".join(f"{name} {f:.1%}" for name, f in kept.items())

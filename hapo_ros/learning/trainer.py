@@ -8,7 +8,8 @@ checkpoint only when everything went well. What is served is never changed from 
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -34,16 +35,22 @@ class Diverged(RuntimeError):
     """Training produced NaN or infinity; no checkpoint was written."""
 
 
+class OutOfMemory(RuntimeError):
+    """There was not enough memory; no checkpoint was written."""
+
+
 @dataclass
 class Trained:
     """A new checkpoint. metrics: means over the last steps. run: folder of the run's metrics.
-    notes: sentences a user should read (episodes left out, shares given to other groups)."""
+    notes: sentences a user should read (shares given to other groups). skipped: one for every bag
+    that was given and not used, which makes it a result with loss."""
 
     checkpoint: Path
     version: str
     metrics: dict
     run: Path
     notes: list[str]
+    skipped: list[str]
 
 
 @dataclass
@@ -64,6 +71,24 @@ class Hooks:
             raise Cancelled("Training was cancelled. No checkpoint was written.")
 
 
+@contextmanager
+def _told_of_memory() -> Iterator[None]:
+    """What numpy and torch raise where memory runs out, as OutOfMemory."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # Of the CPU's memory torch says it in words only.
+        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        if not known and "can't allocate memory" not in str(error):
+            raise
+        what = str(error).partition("\n")[0] or type(error).__name__
+        raise OutOfMemory(
+            f"Memory ran out ({what}). Training stopped and no checkpoint was written. Use a "
+            "smaller batch_size or micro_batch, a smaller policy, fewer bags, or another machine."
+        ) from error
+
+
+@_told_of_memory()
 def train_bc(
     source,
     settings: dict | None,
@@ -79,7 +104,7 @@ def train_bc(
     source: bag folders, or a StepTable. settings: overrides of method ``bc``. output: folder of
     the new checkpoint. run_folder: of the metrics, ``output`` with ".run" behind it by default.
     device: of torch; a GPU where there is one. Raises ValueError for bad settings or data,
-    FileExistsError where ``output`` exists, Cancelled, Diverged.
+    FileExistsError where ``output`` exists, Cancelled, Diverged, OutOfMemory.
     """
     resolved = methods.resolve("bc", settings)
     _refuse_existing(output)
@@ -100,6 +125,7 @@ def train_bc(
     )
 
 
+@_told_of_memory()
 def optimize(
     source,
     base,
@@ -155,7 +181,6 @@ def _run(
     folder = new_folder(run_folder or output.with_name(output.name + ".run"))
     with RunLog(folder) as log:
         metrics = fit(policy, update, sampler, settings, log, hooks)
-    notes = [*table.notes, *sampler.notes]
     provenance = jsonable(
         {
             "method": method,
@@ -168,13 +193,14 @@ def _run(
             "bags": table.episodes,
             "counts": table.counts,
             "metrics": metrics,
-            "notes": notes,
+            "notes": sampler.notes,
+            "skipped": table.skipped,
             "software": software(),
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
     )
     version = checkpoint.save(policy, output, provenance)
-    return Trained(output, version, metrics, folder, notes)
+    return Trained(output, version, metrics, folder, sampler.notes, table.skipped)
 
 
 def fit(policy, update, sampler, settings: dict, log, hooks: Hooks) -> dict:
@@ -283,7 +309,7 @@ def _table(source, settings: dict, groups, options: dict) -> StepTable:
     except ValueError as error:
         left_out = "".join(f"\nSkipped: {item.reason}" for item in skipped)
         raise ValueError(f"{error}{left_out}") from error
-    table.notes.extend(f"Skipped: {item.reason}" for item in skipped)
+    table.skipped.extend(item.reason for item in skipped)
     return table
 
 
