@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from hapo_ros import processes
+from hapo_ros import jsonlines, processes
 from hapo_ros.supervisor import executable
 
 
@@ -45,8 +45,8 @@ class GatewayClient:
 
     def _read(self) -> None:
         for line in self._process.stdout:
-            if line.startswith("{"):  # anything else is some library's chatter
-                self._lines.put(json.loads(line))
+            if (said := jsonlines.read(line)) is not None:
+                self._lines.put(said)
         self._lines.put(None)
 
     def news(self) -> None:

@@ -9,6 +9,15 @@ def line(data: dict) -> str:
     return json.dumps(_strict(data), allow_nan=False)
 
 
+def read(text: str) -> dict | None:
+    """The object that a line holds; None for anything else: libraries chatter on stdout."""
+    try:
+        said = json.loads(text)
+    except ValueError:
+        return None
+    return said if isinstance(said, dict) else None
+
+
 def _strict(value):
     if isinstance(value, dict):
         return {name: _strict(each) for name, each in value.items()}

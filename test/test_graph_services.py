@@ -12,9 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ros_graph import RUNNING, Graph, is_alive, nothing_left_running, save_untrained
+from ros_graph import (
+    RUNNING,
+    Graph,
+    is_alive,
+    nothing_left_running,
+    save_untrained,
+    start_node,
+)
 
-from hapo_ros import topics
+from hapo_ros import processes, topics
 from hapo_ros.arbitration import Authority, Event, Reason
 from hapo_ros.episodes import EpisodeReader, open_episodes
 from hapo_ros.gateway_client import GatewayClient, GatewayError
@@ -180,6 +187,7 @@ def test_another_policy_is_loaded_while_serving_and_the_next_steps_are_its(graph
         stages += [said["feedback"]["stage"]] if said and "feedback" in said else []
         result = said["result"] if said and "result" in said else result
     # Feedback and result are not in order: what came after the result is not heard.
+    assert stages
     assert stages == ["loading", "checking", "warming_up", "swapping"][: len(stages)]
     assert result["ok"] and result["policy_version"] != before
     second = graph.start_episode()  # at once: whoever records knows of it already
@@ -397,6 +405,30 @@ def test_a_training_that_cannot_be_ends_with_a_sentence_and_no_checkpoint(
     assert not (graph.folder / "trained" / f"bad-{bags}-{len(settings)}").exists()
 
 
+def test_a_training_that_was_killed_is_aborted_with_the_reason_and_the_next_one_is_accepted(
+    graph, policies, recordings
+):
+    wanted = goal(graph, policies, recordings, "killed", steps=1_000_000)
+    replies = graph.gateway.replies(graph.gateway.begin("optimize", **wanted), 60.0)
+    next(said for said in replies if said and "feedback" in said)
+    (child,) = children_of_the_optimizer(graph)
+    os.kill(child, signal.SIGKILL)
+    *_, last = replies
+    assert not last["result"]["ok"] and not last["result"]["checkpoint"]
+    assert "signal 9" in last["result"]["text"] and "memory" in last["result"]["text"]
+    assert not (graph.folder / "trained" / "killed").exists()
+    wanted = goal(graph, policies, recordings, "after", steps=1)
+    _, result = feedback_and_result(graph, graph.gateway.begin("optimize", **wanted))
+    assert result["ok"], result["text"]
+
+
+def test_the_result_of_a_training_says_which_bags_were_skipped(graph, policies, recordings):
+    wanted = goal(graph, policies, [*recordings, recordings[0]], "skipped", steps=1)
+    _, result = feedback_and_result(graph, graph.gateway.begin("optimize", **wanted))
+    assert result["ok"] and "1 bag was skipped: " in result["text"]
+    assert "given before" in result["text"]
+
+
 # The authority
 
 
@@ -463,7 +495,7 @@ def test_every_parameter_of_every_node_is_described_and_typed(graph, module_ros_
 
 
 def test_an_optimizer_that_is_stopped_takes_its_training_with_it(graph, policies, recordings):
-    """The last test here: an optimizer that ended is not started again."""
+    """Only one test may follow: an optimizer that ended is not started again."""
     wanted = goal(graph, policies, recordings, "stopped", steps=1_000_000)
     replies = graph.gateway.replies(graph.gateway.begin("optimize", **wanted), 60.0)
     next(said for said in replies if said and "feedback" in said)
@@ -479,3 +511,22 @@ def test_an_optimizer_that_is_stopped_takes_its_training_with_it(graph, policies
     episode_id = graph.start_episode()
     until_policy_acts(graph)
     assert end(graph, episode_id)["ok"]
+
+
+def test_what_libraries_print_is_not_taken_for_the_trainings_words(
+    graph, policies, recordings, monkeypatch
+):
+    """MKL tells on stdout of every product that it computes, where that is asked for."""
+    if pid := graph.supervisor.pid("optimizer"):
+        os.kill(pid, signal.SIGTERM)
+        graph.until(lambda: graph.supervisor.pid("optimizer") is None)
+    monkeypatch.setenv("MKL_VERBOSE", "1")
+    log = graph.logs / "talkative_optimizer.log"
+    optimizer = start_node("optimizer", log)
+    try:
+        wanted = goal(graph, policies, recordings, "talkative", steps=2)
+        _, result = feedback_and_result(graph, graph.gateway.begin("optimize", **wanted))
+    finally:
+        processes.stop(optimizer, 20.0)
+    assert result["ok"], result["text"]
+    assert "Traceback" not in log.read_text(), log.read_text()

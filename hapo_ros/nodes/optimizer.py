@@ -1,7 +1,6 @@
 """The optimizer: learns from bags in a child process, relays its progress, never changes what is
 served."""
 
-import json
 import os
 import queue
 import subprocess
@@ -12,7 +11,7 @@ import threading
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.callback_groups import ReentrantCallbackGroup
 
-from hapo_ros import processes, topics
+from hapo_ros import jsonlines, processes, topics
 from hapo_ros.action import Optimize
 from hapo_ros.nodes.common import HapoNode, Parameter, run
 from hapo_ros.supervisor import executable
@@ -54,17 +53,18 @@ class Optimizer(HapoNode):
     def _execute(self, handle) -> Optimize.Result:
         try:
             with tempfile.TemporaryFile("w+") as errors:
-                last = self._train(handle, errors)
+                last, code = self._train(handle, errors)
                 errors.seek(0)
                 complaint = errors.read().strip()
         finally:
             with self._lock:
                 self._busy, self._child = False, None
+        text = last.get("text") or _killed(code) or complaint[-2000:]
         result = Optimize.Result(
             ok="checkpoint" in last,
             checkpoint=last.get("checkpoint", ""),
             policy_version=last.get("version", ""),
-            text=last.get("text") or complaint[-2000:] or "The training ended without a word.",
+            text=text or "The training ended without a word.",
         )
         if result.ok:
             handle.succeed()
@@ -76,8 +76,9 @@ class Optimizer(HapoNode):
         self.get_logger().info(result.text)
         return result
 
-    def _train(self, handle, errors) -> dict:
-        """Run ``hapo optimize`` to its end; returns its last JSON line."""
+    def _train(self, handle, errors) -> tuple[dict, int]:
+        """Run ``hapo optimize`` to its end; returns the last it said but for its progress, and its
+        exit code. Whatever happens here, the child has ended then."""
         goal = handle.request
         # Not `python -m`: that would prefer a hapo_ros/ in the folder this was started in.
         arguments = [sys.executable, str(executable("hapo")), "optimize", *goal.bags, "--json"]
@@ -91,6 +92,13 @@ class Optimizer(HapoNode):
             text=True,
             cwd=os.getcwd(),
         )
+        try:
+            return self._relay(handle, child), child.wait()
+        finally:
+            processes.stop(child, self.parameters.cancel_grace_s)
+
+    def _relay(self, handle, child) -> dict:
+        """Pass on the child's progress until it ends, or stop it where that is asked for."""
         lines: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=_read_lines, args=(child.stdout, lines), daemon=True).start()
         last: dict = {}
@@ -102,14 +110,14 @@ class Optimizer(HapoNode):
             except queue.Empty:
                 continue
             if line is None:
-                break
-            said = json.loads(line)
+                return last
+            said = jsonlines.read(line)
+            if said is None:
+                continue
             if "step" in said:
                 handle.publish_feedback(_feedback(said))
             else:
                 last = said
-        child.wait()
-        return last
 
     def shut_down(self) -> None:
         child = self._child
@@ -121,6 +129,17 @@ def _read_lines(stream, lines: queue.Queue) -> None:
     for line in stream:
         lines.put(line)
     lines.put(None)
+
+
+def _killed(code: int) -> str:
+    """What to think of a child that a signal ended; empty where none did."""
+    if code >= 0:
+        return ""
+    return (
+        f"The training was ended by signal {-code}. No checkpoint was written. Signal 9 usually "
+        "means that the machine ran out of memory (`journalctl -k | grep -i oom` tells): use a "
+        "smaller batch_size or micro_batch, or fewer bags."
+    )
 
 
 def _feedback(said: dict) -> Optimize.Feedback:
