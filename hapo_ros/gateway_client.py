@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from hapo_ros import jsonlines, processes
 from hapo_ros.supervisor import executable
 
+EPISODE_RUNNING = 2  # EpisodeState.RUNNING, which only the nodes can import
+
 
 class GatewayError(RuntimeError):
     """A call to the graph failed; the message is a sentence."""
@@ -25,6 +27,8 @@ class GatewayClient:
 
     server_timeout_s: longest wait for a server to appear on the graph. on_event: called with every
     ``{"event": ...}`` the gateway tells, in the thread that calls :meth:`call` or :meth:`news`.
+
+    ``running_episode`` is the id of the episode that the recorder last said is running, or "".
     """
 
     def __init__(
@@ -39,6 +43,7 @@ class GatewayClient:
             arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
         )
         self._on_event = on_event
+        self.running_episode = ""
         self._lines: queue.Queue[dict | None] = queue.Queue()
         self._last_id = 0
         threading.Thread(target=self._read, daemon=True).start()
@@ -59,7 +64,13 @@ class GatewayClient:
             if said is None:
                 raise GatewayError("The gateway to the ROS graph ended.")
             if "event" in said:
-                self._on_event(said)
+                self._hear(said)
+
+    def _hear(self, event: dict) -> None:
+        if event["event"] == "episode":
+            running = event["state"] == EPISODE_RUNNING
+            self.running_episode = event["episode_id"] if running else ""
+        self._on_event(event)
 
     def begin(self, call: str, **fields) -> int:
         """Send a request; returns its id."""
@@ -96,7 +107,7 @@ class GatewayClient:
             if said is None:
                 raise GatewayError("The gateway to the ROS graph ended.")
             if "event" in said:
-                self._on_event(said)
+                self._hear(said)
             elif said.get("id") == request_id:
                 if "error" in said:
                     raise (NoServer if said.get("no_server") else GatewayError)(said["error"])

@@ -17,9 +17,11 @@ def promote(checkpoint: Path, checkpoints: Path, graph: GatewayClient | None = N
 
     ``checkpoints/current.json`` names it from then on, also to a policy node that is restarted.
     It is loaded and checked here first. Where nodes are installed, a running policy node is asked
-    to load it; it loads, checks, warms up and swaps without restarting, and refuses during an
-    episode (then current.json is left as it was). graph: a gateway that is there already. Returns
-    what happened. Raises ValueError for what cannot be served.
+    to load it; it loads, checks, warms up and swaps without restarting. During an episode that is
+    refused, also where the policy node is just not there, and current.json is left as it was: it
+    would change the policy in the middle of the episode when the node is started again. graph: a
+    gateway that is there already. Returns what happened. Raises ValueError for what cannot be
+    served.
     """
     checkpoint = checkpoint.resolve()
     try:
@@ -40,11 +42,17 @@ def load_into_graph(checkpoint: Path, graph: GatewayClient | None = None) -> str
     or "no policy node"."""
     try:
         with nullcontext(graph) if graph else GatewayClient(server_timeout_s=SERVER_S) as gateway:
-            result = gateway.call("load_policy", ANSWER_S, checkpoint=str(checkpoint))
+            try:
+                result = gateway.call("load_policy", ANSWER_S, checkpoint=str(checkpoint))
+            except NoServer as error:
+                if not gateway.running_episode:
+                    return f"no policy node: {error}"
+                return (
+                    f"refused: Episode {gateway.running_episode} is running, and the policy node "
+                    "is not there. End the episode, then promote."
+                )
     except DeploymentError:
         return "no policy node: the nodes are not installed here"
-    except NoServer as error:
-        return f"no policy node: {error}"
     except GatewayError as error:
         return f"refused: {error}"
     return f"loaded: {result['text']}" if result["ok"] else f"refused: {result['text']}"

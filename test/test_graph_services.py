@@ -266,6 +266,25 @@ def test_a_promotion_that_is_refused_changes_nothing(graph, policies):
     assert graph.served == before
 
 
+def test_nothing_is_promoted_while_an_episode_runs_though_the_policy_is_dead(
+    graph, policies, capfd
+):
+    """It would be served from the middle of the episode on, by the node that is started again."""
+    from hapo_ros.cli import main
+
+    current = graph.checkpoints / "current.json"
+    text = current.read_text() if current.exists() else ""
+    episode_id = graph.start_episode()
+    pid = graph.kill("policy")  # nobody watches meanwhile, so it stays dead
+    promote = ["promote", str(policies["other"]), "--checkpoints", str(graph.checkpoints)]
+    assert main(promote) == 1
+    assert f"Episode {episode_id} is running" in capfd.readouterr().err
+    assert graph.supervisor.pid("policy") is None
+    graph.until(lambda: graph.supervisor.pid("policy") not in (None, pid))
+    assert (current.read_text() if current.exists() else "") == text
+    assert graph.gateway.running_episode == episode_id
+
+
 # The optimizer
 
 
