@@ -73,7 +73,7 @@ class _Graph:
             self.authority = event
         elif event["event"] == "policy":
             self.policy = event
-        elif event["outcome"] and event["bag"]:
+        elif event["event"] == "episode" and event["outcome"] and event["bag"]:
             self.episodes.append(event)
             self.takeovers += self._takeovers_now
             self._takeovers_now = 0

@@ -27,6 +27,7 @@ class GatewayClient:
 
     server_timeout_s: longest wait for a server to appear on the graph. on_event: called with every
     ``{"event": ...}`` the gateway tells, in the thread that calls :meth:`call` or :meth:`news`.
+    console: tell of the operator's device, the observations and diagnostics too.
 
     ``running_episode`` is the id of the episode that the recorder last said is running, or "".
     """
@@ -36,9 +37,11 @@ class GatewayClient:
         server_timeout_s: float = 10.0,
         on_event: Callable[[dict], None] = lambda event: None,
         log=subprocess.DEVNULL,
+        console: bool = False,
     ):
         arguments = [sys.executable, str(executable("gateway")), "--ros-args"]
         arguments += ["-p", f"server_timeout_s:={float(server_timeout_s)}"]
+        arguments += ["-p", "console:=true"] if console else []
         self._process = processes.start(
             arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
         )
@@ -54,15 +57,23 @@ class GatewayClient:
                 self._lines.put(said)
         self._lines.put(None)
 
+    def heard(self, timeout_s: float = 0.0) -> dict | None:
+        """The next thing that the gateway says, an event or an answer; None if none comes in time.
+
+        Raises GatewayError where the gateway has ended.
+        """
+        try:
+            said = self._lines.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+        if said is None:
+            self._lines.put(None)  # for whoever asks next
+            raise GatewayError("The gateway to the ROS graph ended.")
+        return said
+
     def news(self) -> None:
         """Pass on the events that have come; waits for nothing."""
-        while True:
-            try:
-                said = self._lines.get_nowait()
-            except queue.Empty:
-                return
-            if said is None:
-                raise GatewayError("The gateway to the ROS graph ended.")
+        while (said := self.heard()) is not None:
             if "event" in said:
                 self._hear(said)
 
@@ -97,16 +108,12 @@ class GatewayClient:
         """
         deadline = time.monotonic() + timeout_s
         while True:
-            try:
-                said = self._lines.get(timeout=0.1)
-            except queue.Empty:
-                if time.monotonic() > deadline:
-                    raise GatewayError(f"No answer from the graph for {timeout_s:g} s.") from None
-                yield None
-                continue
+            said = self.heard(0.1)
             if said is None:
-                raise GatewayError("The gateway to the ROS graph ended.")
-            if "event" in said:
+                if time.monotonic() > deadline:
+                    raise GatewayError(f"No answer from the graph for {timeout_s:g} s.")
+                yield None
+            elif "event" in said:
                 self._hear(said)
             elif said.get("id") == request_id:
                 if "error" in said:

@@ -1142,3 +1142,63 @@ def test_the_gateway_answers_every_line_and_ends_with_its_input(ros_domain):
     assert set(answers) == {None, 1, 2, 3, 4, 5}
     assert all("understood" in answers[i] for i in (None, 1, 2, 3)), answers
     assert "No goal 1" in answers[4] and "No such server" in answers[5]
+
+
+def test_the_gateway_tells_a_console_of_device_observations_and_diagnostics(probe):
+    from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+    from sensor_msgs.msg import Joy
+    from std_msgs.msg import String
+
+    from hapo_ros.gateway_client import GatewayClient, NoServer
+
+    device = probe.publisher(topics.JOY)
+    observation = probe.publisher(topics.OBSERVATION_INFO)
+    diagnostics = probe.publisher("/diagnostics", "diagnostic_msgs/msg/DiagnosticArray")
+    observation.publish(String(data=json.dumps({"task": "Lift", "cameras": {}})))
+    status = DiagnosticStatus(
+        level=DiagnosticStatus.WARN,
+        name="recorder: recorder",
+        message="Late.",
+        values=[KeyValue(key="lost", value="3")],
+    )
+    told, others = {}, []
+
+    def say():
+        device.publish(Joy(axes=[0.5, float("nan"), 0.0, 0.0, 0.0, -1.0], buttons=[0, 1]))
+        diagnostics.publish(DiagnosticArray(status=[status]))
+        console.news()
+        other.news()
+
+    with (
+        GatewayClient(on_event=lambda e: told.update({e["event"]: e}), console=True) as console,
+        GatewayClient(0.1, others.append) as other,
+    ):
+        wait_for(lambda: {"device", "observation", "diagnostics"} <= told.keys(), say)
+        assert told["device"]["axes"] == [0.5, None, 0.0, 0.0, 0.0, -1.0]
+        assert told["device"]["buttons"] == [0, 1]
+        assert told["observation"] == {"event": "observation", "task": "Lift", "cameras": {}}
+        assert told["diagnostics"] == {
+            "event": "diagnostics",
+            "name": "recorder: recorder",
+            "level": 1,
+            "message": "Late.",
+            "values": {"lost": "3"},
+        }
+        with pytest.raises(NoServer):  # so it hears; but it is told of none of that
+            other.call("end_episode", episode_id="ep")
+        assert not others
+
+
+def test_the_gateway_tells_how_old_its_word_of_an_episode_is(probe):
+    from hapo_ros.gateway_client import GatewayClient
+    from hapo_ros.msg import EpisodeState
+
+    states = probe.publisher(topics.EPISODE_STATE)
+    said = EpisodeState(state=EpisodeState.RUNNING, episode_id="ep")
+    stamp_s = time.time() - 3600
+    said.header.stamp.sec = int(stamp_s)
+    states.publish(said)
+    told = []
+    with GatewayClient(on_event=told.append) as gateway:
+        wait_for(lambda: told, gateway.news)
+    assert told[0]["episode_id"] == "ep" and 3600 <= told[0]["age_s"] < 3600 + 120

@@ -8,6 +8,11 @@ In, one object a line:
 The other fields are those of the action's goal or the service's request. Out:
     {"id": 2, "feedback": {...}}    {"id": 2, "result": {...}}    {"id": 2, "error": "a sentence"}
     {"event": "episode" | "authority" | "authority_lost" | "policy", ...}
+and for a console also
+    {"event": "observation", "task": ...}    what the robot side says of itself
+    {"event": "device", "axes": [...], "buttons": [...]}    now and then, while it reports
+    {"event": "diagnostics", "name": ..., "level": 0..3, "message": ..., "values": {...}}
+``age_s`` of an episode's event is the time since it was said, by the clocks of both sides.
 It ends when its input has ended and everything was answered.
 """
 
@@ -17,19 +22,27 @@ import queue
 import sys
 import threading
 
+from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.action import ActionClient
 from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import Joy
 from std_msgs.msg import String
 
 from hapo_ros import jsonlines, topics
 from hapo_ros.action import LoadPolicy, Optimize
+from hapo_ros.episodes import messages
 from hapo_ros.msg import AuthorityStatus, EpisodeState
 from hapo_ros.nodes.common import LATCHED, STATUS, HapoNode, Parameter, run
+from hapo_ros.nodes.polling import UNWATCHED, never, taken
 from hapo_ros.srv import DiscardEpisode, EndEpisode, RequestAuthority, StartEpisode
 
 PARAMETERS = (
     Parameter("server_timeout_s", 10.0, "Longest wait for a server to appear", "s", 0.1, 600.0),
+    Parameter("console", False, "Tell of device, observations and diagnostics too"),
 )
+DEVICE_S = 0.1  # between two events of the device, which reports at up to 500 Hz
+NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 _SERVICES = {
     "start_episode": (StartEpisode, topics.START_EPISODE),
     "end_episode": (EndEpisode, topics.END_EPISODE),
@@ -58,13 +71,11 @@ class Gateway(HapoNode):
         self._action_clients = {
             call: ActionClient(self, type_, name) for call, (type_, name) in _ACTIONS.items()
         }
-        self.create_subscription(
-            EpisodeState, topics.EPISODE_STATE, lambda m: self._tell_event("episode", m), LATCHED
-        )
+        self.create_subscription(EpisodeState, topics.EPISODE_STATE, self._on_episode, LATCHED)
         self.create_subscription(
             AuthorityStatus,
             topics.AUTHORITY_STATUS,
-            lambda m: self._tell_event("authority", m),
+            lambda m: _tell({"event": "authority", **_plain(m)}),
             STATUS,
             event_callbacks=SubscriptionEventCallbacks(liveliness=self._on_liveliness),
         )
@@ -74,20 +85,49 @@ class Gateway(HapoNode):
             lambda m: _tell({"event": "policy", **json.loads(m.data)}),
             LATCHED,
         )
+        if self.parameters.console:
+            self._tell_a_console()
+        # A request goes out when its line is read, not with the next round of the timer.
+        self._line_read = self.create_guard_condition(self._go_on)
         threading.Thread(target=self._read, daemon=True).start()
         self.every(0.05, self._go_on)
+
+    def _tell_a_console(self) -> None:
+        self.create_subscription(
+            String,
+            topics.OBSERVATION_INFO,
+            lambda m: _tell({"event": "observation", **json.loads(m.data)}),
+            LATCHED,
+        )
+        self._device = self.create_subscription(
+            Joy, topics.JOY, never, NEWEST, callback_group=UNWATCHED
+        )
+        self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, 10)
+        self.every(DEVICE_S, self._tell_device)
 
     def _read(self) -> None:
         for line in sys.stdin:
             self._lines.put(line)
+            self._line_read.trigger()
         self._lines.put(None)
 
     def _on_liveliness(self, event) -> None:
         if event.alive_count == 0:
             _tell({"event": "authority_lost", "text": "The arbiter is gone. Nobody has control."})
 
-    def _tell_event(self, event: str, message) -> None:
-        _tell({"event": event, **_plain(message)})
+    def _on_episode(self, message: EpisodeState) -> None:
+        age_s = (self.ros_now_ns() - messages.message_stamp_ns(message)) / 1e9
+        _tell({"event": "episode", **_plain(message), "age_s": age_s})
+
+    def _tell_device(self) -> None:
+        for message in taken(self._device):
+            _tell({"event": "device", **_plain(message)})
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        for status in message.status:
+            values = {each.key: each.value for each in status.values}
+            told = {"name": status.name, "level": status.level[0], "message": status.message}
+            _tell({"event": "diagnostics", **told, "values": values})
 
     def _go_on(self) -> None:
         while not self._lines.empty():
