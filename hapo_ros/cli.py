@@ -79,6 +79,21 @@ def _deploy(arguments) -> int:
     return EXIT_OK
 
 
+def _console(arguments) -> int:
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise ValueError(
+            "It needs a terminal, and this is none. Nothing was asked of the deployment. From a "
+            "script, call the services."
+        )
+    from hapo_ros.console.app import run
+    from hapo_ros.console.link import Link
+
+    with Link() as link:
+        code, text = run(link, arguments.task, arguments.instruction, arguments.seed)
+    print(text)
+    return code
+
+
 def _collect(arguments) -> int:
     from hapo_ros.sim.environment import Disturbance
     from hapo_ros.sim.rollout import collect
@@ -437,6 +452,19 @@ def _parser() -> argparse.ArgumentParser:
     deploy.formatter_class = argparse.RawDescriptionHelpFormatter
     deploy.description += "\n\narguments:\n" + _deploy_help()
     deploy.add_argument("arguments", nargs="*", metavar="NAME:=VALUE", help="see below")
+
+    console = add(
+        "console",
+        _console,
+        "see and steer a running deployment: authority, episodes, hold, emergency stop",
+        "hapo console --seed 100",
+        as_json=False,
+    )
+    console.add_argument("--task", default="", help="empty: the deployment's own")
+    console.add_argument("--instruction", default="", help="empty: the task's own")
+    console.add_argument(
+        "--seed", type=int, help="of the first episode, then counting up; on from the last one seen"
+    )
 
     collect = add(
         "collect",

@@ -64,6 +64,7 @@ LIBRARIES = (
     Library("mcap", ("mcap",), "recovering bags", USES, "1.3"),
     Library("yaml", ("PyYAML",), "configuration", USES, "6"),
     Library("rich", ("rich",), "the command line's tables", USES, "14"),
+    Library("textual", ("textual",), "hapo console", ("spacemouse",), "8", "9"),
     Library("cv2", ("opencv-python-headless", "opencv-python"), "images", ("simulation",), "4.11"),
     Library("mujoco", ("mujoco",), "simulation", ("simulation",), "3.3", "3.10"),
     Library(
