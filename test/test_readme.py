@@ -300,6 +300,14 @@ def test_every_node_that_is_run_by_hand_exists():
         assert package == "hapo_ros" and node in NODES
 
 
+def test_the_keys_of_the_console_are_those_of_the_code():
+    from hapo_ros.console.app import KEYS
+
+    said = [key for row in rows(section("The console")) for key in code(row[0])]
+    letters = {keys.split(",")[0] for keys, _ in KEYS.values()}
+    assert set(said) == letters | {"?", "q"}
+
+
 def test_every_service_call_names_a_service_its_type_and_its_fields():
     from ruamel.yaml import YAML
 
