@@ -1,0 +1,1 @@
+"""A real robot's interface, without ROS: its configuration, its observations, its commands."""

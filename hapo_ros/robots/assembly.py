@@ -1,0 +1,219 @@
+"""One observation a control period, from inputs that come when they like; and the episode's ticks.
+
+Pure: time comes in. Receipt is on the steady clock, so a wall clock that is set changes no age;
+stamps are the senders' ROS time, compared with this machine's only to find those that are absurd.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+
+from hapo_ros.arbitration.limits import GRIPPER, hold
+from hapo_ros.arbitration.types import Applied, Authority, Decision, Tick
+
+
+class Fault(Enum):
+    """What is wrong with an input."""
+
+    MISSING = "missing"  # it never came
+    LATE = "late"  # it comes no more
+    FROZEN = "frozen"  # it comes, but nothing new
+    REFUSED = "refused"  # it comes, but cannot be used
+
+
+@dataclass(frozen=True)
+class Input:
+    """Something an observation needs. name: for sentences. The rest: see ``CameraConfig``."""
+
+    name: str
+    tolerance_s: float
+    frozen_after: int = 0
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why an input cannot be used now."""
+
+    fault: Fault
+    text: str
+
+
+@dataclass
+class _Kept:
+    """The newest message of an input that was accepted, and what came since."""
+
+    value: object = None
+    stamp_ns: int | None = None
+    received_s: float = -np.inf
+    arrived_s: float = -np.inf  # the last message at all
+    refusal: str = ""  # why that one was refused
+    digest: int | None = None
+    same: int = 1  # messages in a row with this digest
+
+
+class Assembler:
+    """Keeps the newest of each input, and says what is missing, late, frozen or refused.
+
+    inputs: by a key of the caller's. stamp_tolerance_s: between a stamp and ROS time. ``counts``
+    says how many messages were refused and why.
+    """
+
+    def __init__(self, inputs: Mapping[str, Input], stamp_tolerance_s: float):
+        self.counts: Counter[str] = Counter()
+        self._inputs = dict(inputs)
+        self._tolerance_ns = round(stamp_tolerance_s * 1e9)
+        self._kept = {key: _Kept() for key in self._inputs}
+
+    def add(
+        self,
+        key: str,
+        value,
+        stamp_ns: int,
+        now_s: float,
+        ros_now_ns: int,
+        digest: int | None = None,
+    ) -> bool:
+        """Take in a message; whether it is the newest now.
+
+        Refused: a stamp too far from ``ros_now_ns``, or not after the last one's (repeated, out of
+        order). digest: a hash of its content, for inputs that may freeze.
+        """
+        kept, ahead_ns = self._kept[key], stamp_ns - ros_now_ns
+        if abs(ahead_ns) > self._tolerance_ns:
+            way = "in the future" if ahead_ns > 0 else "in the past"
+            self.refuse(
+                key, f"its stamps are {abs(ahead_ns) / 1e9:.3g} s {way} of this machine's", now_s
+            )
+            return False
+        kept.arrived_s, kept.refusal = now_s, ""
+        # A last stamp in the future is one from before the clock was set back: begin anew.
+        ahead = kept.stamp_ns is not None and kept.stamp_ns - ros_now_ns > self._tolerance_ns
+        if kept.stamp_ns is not None and stamp_ns <= kept.stamp_ns and not ahead:
+            self.counts[f"{self._inputs[key].name}: repeated or old"] += 1
+            return False
+        kept.same = kept.same + 1 if digest is not None and digest == kept.digest else 1
+        kept.value, kept.stamp_ns, kept.received_s, kept.digest = value, stamp_ns, now_s, digest
+        return True
+
+    def refuse(self, key: str, why: str, now_s: float) -> None:
+        """Count a message that cannot be used; what was newest before stays so."""
+        kept = self._kept[key]
+        kept.arrived_s, kept.refusal = now_s, why
+        self.counts[f"{self._inputs[key].name}: refused"] += 1
+
+    def value(self, key: str):
+        """The newest value of an input and its stamp in ns; (None, None) where none came."""
+        kept = self._kept[key]
+        return kept.value, kept.stamp_ns
+
+    def problems(self, now_s: float) -> dict[str, Problem]:
+        """What keeps an observation from being complete, by input; empty where nothing does."""
+        found = {key: self._problem(key, now_s) for key in self._inputs}
+        return {key: problem for key, problem in found.items() if problem is not None}
+
+    def _problem(self, key: str, now_s: float) -> Problem | None:
+        known, kept = self._inputs[key], self._kept[key]
+        fresh = now_s - kept.received_s <= known.tolerance_s
+        if fresh and not 0 < known.frozen_after <= kept.same:
+            return None
+        if fresh:
+            return Problem(
+                Fault.FROZEN, f"{known.name} shows the same for {known.frozen_after} messages"
+            )
+        if now_s - kept.arrived_s <= known.tolerance_s:
+            if kept.refusal:
+                return Problem(Fault.REFUSED, f"{known.name} is refused: {kept.refusal}")
+            return Problem(Fault.FROZEN, f"{known.name} is frozen: its stamps do not advance")
+        if kept.arrived_s == -np.inf:
+            return Problem(Fault.MISSING, f"{known.name} has not come yet")
+        return Problem(
+            Fault.LATE, f"{known.name} has not come for more than {known.tolerance_s:.3g} s"
+        )
+
+
+@dataclass
+class EpisodeTicks:
+    """The ticks of the running episode: their numbers, and what became of each decision.
+
+    gripper: what was last applied to it, -1 open; None while nobody knows.
+    """
+
+    gripper: float | None = None
+    episode_id: str = ""  # empty: no episode
+    counts: Counter[str] = field(default_factory=Counter)
+    _sequence: int = -1
+    _decision: Decision | None = None  # the last of this episode
+    _applied: tuple[int, Applied, np.ndarray] | None = None  # the last word of the robot's output
+
+    def start(self, episode_id: str) -> None:
+        """Begin an episode; its first tick is number 0."""
+        self.episode_id, self._sequence = episode_id, -1
+        self._decision = self._applied = None
+
+    def stop(self) -> None:
+        """No episode runs."""
+        self.episode_id = ""
+
+    @property
+    def begins(self) -> bool:
+        """Whether an episode runs of which no tick was made yet."""
+        return bool(self.episode_id) and self._sequence < 0
+
+    @property
+    def human(self) -> bool:
+        """Whether the last decision of this episode left the arm with the human."""
+        return self._decision is not None and self._decision.authority is Authority.HUMAN
+
+    def meet_gripper(self, measured: float | None) -> None:
+        """Take in how the gripper stands, if it can be measured, before the first tick."""
+        if measured is not None:
+            self.gripper = measured
+
+    def see_decision(self, decision: Decision) -> None:
+        """Take in an ExecutedAction, those of the arbiter's own timer included."""
+        known = self._decision
+        if decision.episode_id == self.episode_id and (
+            known is None or decision.epoch >= known.epoch
+        ):
+            self._decision = decision
+
+    def see_applied(
+        self, episode_id: str, sequence: int, applied: Applied, action: np.ndarray, tick: bool
+    ) -> None:
+        """Take in the robot output's word on a decision; tick: as in ExecutedAction."""
+        self.gripper = float(action[GRIPPER])
+        if not tick or episode_id != self.episode_id:
+            return
+        if sequence < self._sequence:
+            self.counts["words on a decision that came too late"] += 1
+        elif self._applied is None or sequence > self._applied[0]:
+            self._applied = sequence, applied, action
+
+    def next(self, stamp_ns: int) -> Tick:
+        """The next tick. Without a word on the last decision, the robot was held: LATE_HELD."""
+        gripper = -1.0 if self.gripper is None else self.gripper
+        previous, self._sequence = self._sequence, self._sequence + 1
+        outcome, action = Applied.NO_DECISION, hold(gripper)
+        if previous >= 0:
+            outcome = Applied.LATE_HELD
+            if self._applied is not None and self._applied[0] == previous:
+                _, outcome, action = self._applied
+        echo = {}
+        if self._decision is not None:
+            echo = {
+                "authority": self._decision.authority,
+                "epoch": self._decision.epoch,
+                "policy_due": self._decision.policy_due,
+            }
+        return Tick(
+            episode_id=self.episode_id,
+            sequence=self._sequence,
+            stamp_ns=stamp_ns,
+            applied_sequence=previous,
+            applied=outcome,
+            applied_action=action,
+            **echo,
+        )
