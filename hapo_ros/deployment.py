@@ -5,14 +5,16 @@ executables where launch is not installed.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hapo_ros.policies.promoted import current, written_ns
 from hapo_ros.resources import resource
+from hapo_ros.robots import config as robots
 from hapo_ros.settings import of_deployment
-from hapo_ros.sim.tasks import get_task
+from hapo_ros.sim.tasks import TASKS, get_task
 
 PACKAGE = "hapo_ros"
 
@@ -34,7 +36,18 @@ class Argument:
 ARGUMENTS = (
     Argument("task", "Lift", "Task of the episodes"),
     Argument("policy", "", "Checkpoint to serve; empty: the promoted one, or the one that ships"),
-    Argument("robot", "simulation", "What executes the actions", ("simulation",)),
+    Argument("instruction", "", "What the policy is told; empty: as the task says"),
+    Argument(
+        "robot",
+        "simulation",
+        "What executes the actions: simulation, a robot of config/robots, or its FILE.yaml",
+    ),
+    Argument(
+        "robot_dry_run",
+        "false",
+        "Send the robot nothing, and show what would be sent",
+        ("true", "false"),
+    ),
     Argument(
         "operator", "spacemouse", "Who takes over", ("spacemouse", "keyboard", "simulated", "none")
     ),
@@ -124,7 +137,6 @@ def _complete(arguments: Mapping[str, str]) -> dict[str, str]:
                 f"{argument.name}:={values[argument.name]} is not known. Nothing is started. Use "
                 f"one of: {', '.join(argument.choices)}."
             )
-    get_task(values["task"])
     for name in ("episodes", "takeovers", "first_seed"):
         if not values[name].isdecimal():
             raise ValueError(f"{name} must be a whole number >= 0, not {values[name]!r}.")
@@ -148,21 +160,19 @@ def describe(arguments: Mapping[str, str] | None = None) -> Deployment:
     policy = Path(policy).resolve()
     # A policy that was asked for by name is served, whatever was promoted before.
     promoted_after_ns = written_ns(checkpoints) if values["policy"] else 0
-    cameras, image_size, object_state = _what_it_sees(policy)
+    robot = None if values["robot"] == "simulation" else robots.load(values["robot"])
+    _check_together(values, robot)
+    sizes, object_state = _what_it_sees(policy)
     simulated = values["operator"] == "simulated"
-    lock_step = {"auto": simulated, "true": True, "false": False}[values["lock_step"]]
-    if lock_step and not simulated:
-        raise ValueError(
-            "lock_step:=true needs operator:=simulated: a person does not answer every tick. "
-            "Nothing is started. Leave lock_step out."
-        )
-    seen = {"cameras": cameras or [""], "object_state": object_state}
+    lock_step = values["lock_step"] == "true" or (
+        values["lock_step"] == "auto" and simulated and robot is None
+    )
+    seen = {"cameras": list(sizes) or [""], "object_state": object_state}
     mode = {"lock_step": lock_step}
     bags = str(Path(values["bags"]).resolve())
     again = Restart()
-    arbiter = mode | {"readers": 2 if lock_step else 0}
-    arbiter |= {"on_device_lost": "continue"} if values["operator"] == "none" else {}
-    operator = _operator(values, lock_step)
+    arbiter = mode | {"readers": 2 if lock_step else 0} | _arbiter(values, robot)
+    operator = _operator(values, robot, lock_step)
     hand = (operator[0].name, operator[0].parameters) if operator else None
     settings = of_deployment(values["robot"], values["operator"], parameter_file, arbiter, hand)
     nodes = [
@@ -180,20 +190,10 @@ def describe(arguments: Mapping[str, str] | None = None) -> Deployment:
             stop_order=3,
             stop_timeout_s=15.0,
         ),
-        NodeSpec(
-            "robosuite_bridge",
-            "robosuite_bridge",
-            seen
-            | mode
-            | {
-                "task": values["task"],
-                "image_size": image_size,
-                "tick_readers": ["policy", "arbiter", "recorder"]
-                + (["simulated_operator"] if simulated else []),
-                "image_readers": ["policy", "recorder"],
-            },
-            essential=True,
-            stop_order=2,
+        *(
+            _simulation(values, seen | mode, sizes, policy)
+            if robot is None
+            else _robot(values, robot, sizes, object_state, policy)
         ),
         NodeSpec("arbiter", "arbiter", arbiter, restart=again, stop_order=1),
         NodeSpec(
@@ -214,16 +214,150 @@ def describe(arguments: Mapping[str, str] | None = None) -> Deployment:
     return Deployment(tuple(nodes), parameter_file.resolve(), lock_step, values)
 
 
-def _operator(values: Mapping[str, str], lock_step: bool) -> list[NodeSpec]:
+def _check_together(values: Mapping[str, str], robot: robots.RobotConfig | None) -> None:
+    """Raise ValueError where arguments do not go together."""
+    simulated = values["operator"] == "simulated"
+    if robot is None or robot.simulated or not values["instruction"]:
+        get_task(values["task"])
+    for name, unset in (("robot_dry_run", "false"), ("instruction", "")):
+        if robot is None and values[name] != unset:
+            raise ValueError(
+                f"{name}:= is for a robot, and robot:=simulation is none. Nothing is started. "
+                "Leave it out, or name the robot."
+            )
+    if robot is not None and simulated and not robot.simulated:
+        raise ValueError(
+            f"operator:=simulated needs a simulation: it cannot see what robot {robot.name} does. "
+            "Nothing is started. Use operator:=spacemouse."
+        )
+    if values["lock_step"] == "true" and robot is not None:
+        raise ValueError(
+            f"lock_step:=true needs robot:=simulation: {robot.name} does not wait for a decision. "
+            "Nothing is started. Leave lock_step out."
+        )
+    if values["lock_step"] == "true" and not simulated:
+        raise ValueError(
+            "lock_step:=true needs operator:=simulated: a person does not answer every tick. "
+            "Nothing is started. Leave lock_step out."
+        )
+
+
+def _simulation(values: Mapping[str, str], shared: dict, sizes: dict, policy: Path):
+    """The simulation: lock-step or real time, one square image size."""
+    different = set(sizes.values())
+    if len(different) > 1 or any(height != width for height, width in different):
+        raise ValueError(
+            f"{policy} needs images of {sorted(different)}; the simulation renders one square size."
+            " Nothing is started. Serve a checkpoint of one square image size."
+        )
+    return [
+        NodeSpec(
+            "robosuite_bridge",
+            "robosuite_bridge",
+            shared
+            | {
+                "task": values["task"],
+                "image_size": next(iter(different))[0] if different else 84,
+                "tick_readers": ["policy", "arbiter", "recorder"]
+                + (["simulated_operator"] if values["operator"] == "simulated" else []),
+                "image_readers": ["policy", "recorder"],
+            },
+            essential=True,
+            stop_order=2,
+        )
+    ]
+
+
+def _robot(
+    values: Mapping[str, str],
+    robot: robots.RobotConfig,
+    sizes: dict,
+    object_state: bool,
+    policy: Path,
+) -> list[NodeSpec]:
+    """A robot's two sides, and its stand-in where it is simulated."""
+    offered = {camera.name: camera.size for camera in robot.cameras}
+    needs = [f"camera {c} of {h} x {w}" for c, (h, w) in sizes.items() if offered.get(c) != (h, w)]
+    needs += ["an object state"] if object_state else []
+    if needs:
+        has = [f"{name} of {h} x {w}" for name, (h, w) in offered.items()]
+        raise ValueError(
+            f"{policy} needs {', '.join(needs)}; robot {robot.name} has cameras "
+            f"{', '.join(has) or 'none'}. Nothing is started. Serve a policy of this robot, or "
+            "change the robot's file."
+        )
+    path = Path(values["robot"])
+    named = {"robot": str(path.resolve() if path.suffix else path)}
+    task = TASKS.get(values["task"])
+    specs = [
+        NodeSpec(
+            "observation_assembler",
+            "observation_assembler",
+            named
+            | {
+                "task": values["task"],
+                "instruction": values["instruction"] or task.instruction,
+                "cameras": list(sizes) or [""],
+                # recorder, policy, arbiter, robot_output; both simulated nodes follow ticks too
+                "tick_readers": 4 + robot.simulated + (values["operator"] == "simulated"),
+                "image_readers": 2,
+            },
+            essential=True,
+            stop_order=2,
+        ),
+        # Restarted: a human has to be able to move the arm away. It stops the arm as it comes up,
+        # and a policy that had the arm moves it only after a human's act.
+        NodeSpec(
+            "robot_output",
+            "robot_output",
+            named | {"dry_run": values["robot_dry_run"] == "true"},
+            restart=Restart(),
+            stop_order=2,
+        ),
+    ]
+    if robot.simulated:
+        parameters = named | {"task": values["task"]}
+        specs.append(
+            NodeSpec("simulated_robot", "simulated_robot", parameters, essential=True, stop_order=3)
+        )
+    return specs
+
+
+def _arbiter(values: Mapping[str, str], robot: robots.RobotConfig | None) -> dict:
+    """What the arbiter has to know of who is there and what it commands."""
+    if robot is None:
+        return {"on_device_lost": "continue"} if values["operator"] == "none" else {}
+    box = {"workspace_min_m": robot.workspace_min_m, "workspace_max_m": robot.workspace_max_m}
+    return {
+        "control_period_s": robot.control_period_s,
+        "policy_deadline_s": round(0.8 * robot.control_period_s, 6),
+        "linear_scale_m_s": robot.linear_scale_m_s,
+        "angular_scale_rad_s": robot.angular_scale_rad_s,
+        "max_speed_m_s": [robot.max_linear_m_s] * 3,
+        "max_rate_rad_s": [robot.max_angular_rad_s] * 3,
+        "max_acceleration_m_s2": robot.max_acceleration_m_s2,
+        "max_acceleration_rad_s2": robot.max_acceleration_rad_s2,
+    } | {name: list(corner) for name, corner in box.items() if math.isfinite(corner[0])}
+
+
+def _operator(
+    values: Mapping[str, str], robot: robots.RobotConfig | None, lock_step: bool
+) -> list[NodeSpec]:
     operator = values["operator"]
     if operator == "none":
         return []
+    scales = {}
+    if robot is not None:  # full deflection is action 1
+        scales = {
+            "linear_scale_m_s": robot.linear_scale_m_s,
+            "angular_scale_rad_s": robot.angular_scale_rad_s,
+        }
     if operator == "spacemouse":
         # It refuses to start without a device. Later it waits for a lost one by itself.
-        return [NodeSpec("spacemouse", "spacemouse", restart=Restart(refusal_s=10.0))]
+        return [NodeSpec("spacemouse", "spacemouse", scales, restart=Restart(refusal_s=10.0))]
     if operator == "keyboard":
         # It has the terminal, and q in it ends the run.
-        return [NodeSpec("keyboard", "keyboard", essential=True, terminal=True)]
+        return [NodeSpec("keyboard", "keyboard", scales, essential=True, terminal=True)]
     parameters = {
         "task": values["task"],
         "lock_step": lock_step,
@@ -255,17 +389,11 @@ def check_devices(deployment: Deployment) -> None:
         raise DeviceLost(f"{problem} Nothing is started. {INSTEAD}")
 
 
-def _what_it_sees(policy: Path) -> tuple[list[str], int, bool]:
-    """Cameras, image size and whether the object state is needed, from a checkpoint's config."""
+def _what_it_sees(policy: Path) -> tuple[dict[str, tuple[int, int]], bool]:
+    """Camera -> (height, width), and whether it needs the object state, from a checkpoint."""
     from hapo_ros.policies.checkpoint import read_config
 
     config = read_config(policy)["config"]
-    cameras = dict(config["cameras"])
-    sizes = {tuple(size) for size in cameras.values()}
-    if len(sizes) > 1 or any(height != width for height, width in sizes):
-        raise ValueError(
-            f"{policy} needs images of {sorted(sizes)}; the simulation renders one square size. "
-            "Nothing is started. Serve a checkpoint of one square image size."
-        )
-    size = next(iter(sizes))[0] if sizes else 84
-    return list(cameras), int(size), bool(config["object_state"])
+    sizes = {name: tuple(map(int, size)) for name, size in dict(config["cameras"]).items()}
+    return sizes, bool(config["object_state"])
+

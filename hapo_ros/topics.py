@@ -16,6 +16,9 @@ AUTHORITY_STATUS = "arbiter/status"
 JOY = "operator/joy"
 TWIST = "operator/twist"
 ESTOP = "estop"  # Bool: an e-stop, or a robot's fault; latched by the arbiter
+APPLIED_ACTION = "robot/applied_action"  # a real robot's; the simulation says it in its ticks
+DRY_RUN_TWIST = "robot/dry_run/twist"  # what a robot would be sent
+DRY_RUN_GRIPPER = "robot/dry_run/gripper"
 EPISODE_INFO = "episode/info"
 EPISODE_STATE = "episode/state"
 
@@ -35,6 +38,7 @@ TYPES = {
     POLICY_ACTION: "hapo_ros/msg/PolicyAction",
     EXECUTED_ACTION: "hapo_ros/msg/ExecutedAction",
     AUTHORITY_STATUS: "hapo_ros/msg/AuthorityStatus",
+    APPLIED_ACTION: "hapo_ros/msg/AppliedAction",
     JOY: "sensor_msgs/msg/Joy",
     TWIST: "geometry_msgs/msg/TwistStamped",
     EPISODE_INFO: "std_msgs/msg/String",

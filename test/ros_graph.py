@@ -248,7 +248,9 @@ class Graph:
                 replies.append(self.gateway.call("start_episode", timeout_s, **request))
             except GatewayError:
                 return False
-            return replies[-1]["ok"] or "No one publishes" not in replies[-1]["text"]
+            reply = replies[-1]
+            early = ("No one publishes", "has not come")  # the robot's sensors
+            return reply["ok"] or not any(text in reply["text"] for text in early)
 
         self.until(started)
         assert replies[-1]["ok"], replies[-1]["text"]

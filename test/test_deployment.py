@@ -310,6 +310,105 @@ def test_a_checkpoint_that_the_simulation_cannot_render_for_is_refused(policy, t
         deploy(made)
 
 
+# A robot
+
+
+def deploy_robot(policy: Path, robot: str = "simulated", **arguments) -> dict[str, NodeSpec]:
+    """The nodes with a robot whose cameras are as large as the policy wants them."""
+    yaml = YAML(typ="safe")
+    data = yaml.load(resource(f"config/robots/{robot}.yaml").read_text())
+    for camera in data["cameras"].values():
+        camera["size"] = [64, 64]
+    yaml.dump(data, policy.parent / f"{robot}.yaml")
+    return deploy(policy, robot=str(policy.parent / f"{robot}.yaml"), **arguments)
+
+
+def test_a_robot_has_two_sides_in_place_of_the_simulation(policy):
+    nodes = deploy_robot(policy, "franka", operator="spacemouse")
+    sides = {"observation_assembler", "robot_output"}
+    assert set(nodes) == {"recorder", *sides, "arbiter", "policy", "spacemouse", "optimizer"}
+    assembler, output = (nodes[name] for name in sorted(sides))
+    file = str(policy.parent / "franka.yaml")
+    assert assembler.parameters == {
+        "robot": file,
+        "task": "Lift",
+        "instruction": "lift the cube",
+        "cameras": ["agentview", "wrist"],
+        "tick_readers": 4,
+        "image_readers": 2,
+    }
+    assert output.parameters == {"robot": file, "dry_run": False}
+    assert assembler.essential and assembler.restart is None
+    # A human has to be able to move the arm away; the command stops before it.
+    assert output.restart == Restart() and not output.essential
+    order = {name: spec.stop_order for name, spec in nodes.items()}
+    assert order["spacemouse"] < order["arbiter"] < order["robot_output"] < order["recorder"]
+    assert {s.parameters.get("lock_step", False) for s in nodes.values()} == {False}
+
+
+def test_arbiter_and_device_know_the_speeds_and_the_rate_of_the_robot(policy):
+    for operator in ("spacemouse", "keyboard"):
+        nodes = deploy_robot(policy, "franka", operator=operator)
+        speeds = {"linear_scale_m_s": 0.25, "angular_scale_rad_s": 0.8}
+        assert nodes[operator].parameters == speeds
+        expected = {"control_period_s": 0.05, "policy_deadline_s": 0.04}
+        limits = {
+            "max_speed_m_s": [0.25] * 3,
+            "max_rate_rad_s": [0.8] * 3,
+            "max_acceleration_m_s2": 2.0,
+            "max_acceleration_rad_s2": 0.0,
+            "workspace_min_m": [0.25, -0.4, 0.01],
+            "workspace_max_m": [0.75, 0.4, 0.6],
+        }
+        mode = {"lock_step": False, "readers": 0}
+        assert nodes["arbiter"].parameters == mode | speeds | expected | limits
+
+
+def test_without_an_operator_no_policy_moves_a_real_arm(policy):
+    arbiter = deploy_robot(policy, "franka", operator="none")["arbiter"].parameters
+    assert "on_device_lost" not in arbiter  # hold
+
+
+def test_the_simulated_robot_is_a_robot_that_runs_free_and_has_a_stand_in(policy):
+    nodes = deploy_robot(policy, operator="simulated")
+    file = str(policy.parent / "simulated.yaml")
+    assert nodes["simulated_robot"].parameters == {"robot": file, "task": "Lift"}
+    assert nodes["simulated_robot"].essential
+    assert nodes["observation_assembler"].parameters["tick_readers"] == 6
+    assert nodes["simulated_operator"].parameters["lock_step"] is False
+    assert deploy_robot(policy)["observation_assembler"].parameters["tick_readers"] == 5
+
+
+def test_a_dry_run_is_said_to_the_output_and_written_into_the_recording(policy):
+    nodes = deploy_robot(policy, "franka", robot_dry_run="true")
+    assert nodes["robot_output"].parameters["dry_run"] is True
+    assert json.loads(nodes["recorder"].parameters["settings_json"])["robot_dry_run"] == "true"
+
+
+def test_a_robot_may_have_a_task_of_its_own_if_it_is_told_what_to_do(policy):
+    told = {"task": "fold_towel", "instruction": "fold the towel"}
+    assembler = deploy_robot(policy, "franka", **told)["observation_assembler"].parameters
+    assert assembler["task"] == "fold_towel" and assembler["instruction"] == "fold the towel"
+    with pytest.raises(ValueError, match="There is no task 'fold_towel'"):
+        deploy_robot(policy, "franka", task="fold_towel")
+    with pytest.raises(ValueError, match="There is no task 'fold_towel'"):
+        deploy_robot(policy, "simulated", **told)
+
+
+def test_what_does_not_go_together_with_a_robot_is_refused(policy, state_policy):
+    with pytest.raises(ValueError, match=r"lock_step:=true needs robot:=simulation"):
+        deploy_robot(policy, operator="simulated", lock_step="true")
+    with pytest.raises(ValueError, match="operator:=simulated needs a simulation"):
+        deploy_robot(policy, "franka", operator="simulated")
+    wanted = r"needs camera agentview of 64 x 64, camera wrist of 64 x 64; robot simulated has"
+    with pytest.raises(ValueError, match=f"{wanted} cameras agentview of 84 x 84"):
+        deploy(policy, robot="simulated")
+    with pytest.raises(ValueError, match="camera wrist of 64 x 64; robot ur has cameras agentview"):
+        deploy_robot(policy, "ur")
+    with pytest.raises(ValueError, match="needs an object state"):
+        deploy(state_policy, robot="simulated")
+
+
 # Bad arguments
 
 
@@ -318,7 +417,10 @@ def test_a_checkpoint_that_the_simulation_cannot_render_for_is_refused(policy, t
     [
         ({"polcy": "x"}, ValueError, "There is no argument 'polcy'. Nothing is started. Use: task"),
         ({"operator": "joystick"}, ValueError, "operator:=joystick is not known"),
-        ({"robot": "panda"}, ValueError, "robot:=panda is not known"),
+        ({"robot": "panda"}, FileNotFoundError, "There is no robot panda"),
+        ({"robot": "mine.yaml"}, FileNotFoundError, "There is no robot mine.yaml"),
+        ({"robot_dry_run": "true"}, ValueError, "robot_dry_run:= is for a robot"),
+        ({"instruction": "fold it"}, ValueError, "instruction:= is for a robot"),
         ({"lock_step": "yes"}, ValueError, "lock_step:=yes is not known"),
         ({"optimizer": "True"}, ValueError, "optimizer:=True is not known"),
         ({"episodes": "ten"}, ValueError, "episodes must be a whole number >= 0, not 'ten'"),
@@ -423,7 +525,7 @@ def specs_of_all(policy, state_policy) -> list[NodeSpec]:
         for checkpoint_folder in (policy, state_policy)
         for operator in OPERATORS
         for spec in deploy(checkpoint_folder, operator=operator).values()
-    ]
+    ] + list(deploy_robot(policy, operator="simulated").values())
 
 
 def test_every_executable_is_a_script_and_a_module_with_a_main(policy, state_policy):
@@ -463,9 +565,12 @@ def test_every_parameter_of_the_shipped_file_is_declared_by_its_node(policy, sta
 
 def test_the_shipped_file_does_not_set_what_the_deployment_decides(policy, state_policy):
     file = YAML(typ="safe").load(resource("config/deployment.yaml"))
+    # operator:=none overrides the one, a robot's file the others
+    overridden = {"on_device_lost", "control_period_s", "policy_deadline_s"}
+    overridden |= {"linear_scale_m_s", "angular_scale_rad_s"}
     for spec in specs_of_all(policy, state_policy):
         in_file = set(file.get(spec.name, {}).get("ros__parameters", {}))
-        assert in_file & set(spec.parameters) <= {"on_device_lost"}  # operator:=none overrides it
+        assert in_file & set(spec.parameters) <= overridden
 
 
 # Parameters on a command line

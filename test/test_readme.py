@@ -34,7 +34,9 @@ def value_text(value) -> str:
 
 def parameter_table(node: str) -> str:
     """A node's PARAMETERS as a table; those with an asterisk are filled in by a deployment."""
-    spec = {n.name: n for n in describe({"operator": "simulated"}).nodes}.get(node)
+    simulated = {"operator": "simulated"}
+    nodes = (*describe(simulated | {"robot": "simulated"}).nodes, *describe(simulated).nodes)
+    spec = {n.name: n for n in nodes}.get(node)
     rows = ["| parameter | default | range | what it is |", "| --- | --- | --- | --- |"]
     for parameter in import_module(f"hapo_ros.nodes.{node}").PARAMETERS:
         bounds = ", ".join(f"`{choice}`" for choice in parameter.choices)
@@ -187,7 +189,10 @@ def test_the_settings_in_the_text_are_the_defaults():
 
 
 def made_by(call: str) -> dict[str, dict[str, tuple[str, str]]]:
-    """Node -> name on the graph -> (class, QoS), of the calls of ``create_publisher`` and such."""
+    """Node -> name on the graph -> (class, QoS), of the calls of ``create_publisher`` and such.
+
+    Without the topics that a robot's file names.
+    """
     found: dict[str, dict[str, tuple[str, str]]] = {node: {} for node in NODES}
     for node in NODES:
         tree = ast.parse((ROOT / "hapo_ros" / "nodes" / f"{node}.py").read_text())
@@ -196,9 +201,12 @@ def made_by(call: str) -> dict[str, dict[str, tuple[str, str]]]:
             if ast.unparse(each.func).rpartition(".")[2] != call:
                 continue
             words = words[1:] if words[0] == "self" else words
-            name = {"topics.image(camera)": "observation/CAMERA/image", "'/clock'": "/clock"}.get(
-                words[1]
-            ) or getattr(topics, words[1].partition(".")[2])
+            known = {"topics.image(camera)": "observation/CAMERA/image", "'/clock'": "/clock"}
+            if words[1].startswith("topics."):
+                known.setdefault(words[1], getattr(topics, words[1].partition(".")[2], None))
+            elif words[1] not in known:
+                continue
+            name = known[words[1]]
             found[node][name] = words[0].rpartition(".")[2], words[2] if len(words) > 2 else ""
     return found
 
@@ -319,6 +327,8 @@ def test_every_service_call_names_a_service_its_type_and_its_fields():
         for name, (type_, _) in node.items()
     }
     for _, _, _, name, type_, text in calls:
+        if not type_.startswith("hapo_ros/"):
+            continue  # a robot's own
         assert type_ == f"hapo_ros/srv/{offered[name]}"
         fields = YAML(typ="safe").load(text)
         getattr(import_module("hapo_ros.srv"), offered[name]).Request(**fields)

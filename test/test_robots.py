@@ -63,6 +63,7 @@ def test_what_is_left_out_has_defaults():
     assert robot.decision_timeout_s == pytest.approx(0.045)
     assert robot.command_timeout_s == pytest.approx(0.1)
     assert robot.stamp_tolerance_s == 0.5 and not robot.simulated
+    assert config.load("ur").workspace_max_m == (np.inf,) * 3
     (camera, _) = robot.cameras
     assert camera.tolerance_s == pytest.approx(0.1) and camera.frozen_after == 15
 
@@ -78,6 +79,9 @@ def test_what_is_left_out_has_defaults():
         ("scales.linear_m_s", "fast", "linear_m_s must be a number in 0.001..10, not 'fast'"),
         ("scales.linear_m_s", float("nan"), "linear_m_s must be a number"),
         ("scales.angular_rad_s", True, "angular_rad_s must be a number"),
+        ("limits.workspace_min_m", [1, 2], "workspace_min_m must be 3 numbers, not [1, 2]"),
+        ("limits.workspace_min_m", [1, 2, float("inf")], "workspace_min_m must be 3 numbers"),
+        ("limits.workspace_min_m", [0.3, 0.5, 0.2], "the workspace has no room"),
         ("cameras.wrist.size", [84], "cameras: wrist: size must be 2 whole numbers"),
         ("cameras.wrist.size", [0, 84], "size must be 2 whole numbers from 1 on"),
         ("cameras.wrist.crop", [0, 0, 1.5, 2], "crop must be 4 whole numbers"),

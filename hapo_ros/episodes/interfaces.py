@@ -23,7 +23,7 @@ CLASSES = {
     ),
     OWN_PACKAGE: (
         ("ObservationTick", "PolicyAction", "ExecutedAction")
-        + ("AuthorityStatus", "EpisodeState", "StateVector")
+        + ("AuthorityStatus", "EpisodeState", "StateVector", "AppliedAction")
     ),
 }
 

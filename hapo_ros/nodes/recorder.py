@@ -126,9 +126,14 @@ class Recorder(HapoNode):
 
     def _on_info(self, topic: str, message: String) -> None:
         try:
-            self._infos[topic] = messages.info_from(message, topic)
+            info = self._infos[topic] = messages.info_from(message, topic)
         except ValueError as error:
             self._refuse(topic, error)
+            return
+        if info.get("lost") and self._writer is not None and self._closing is None:
+            note = f"The observation was lost: {'; '.join(info['problems'])}."
+            self.get_logger().error(f"{note} The recording ends and is marked incomplete.")
+            self._finish(None, complete=False, note=note)
 
     # Messages
 
@@ -256,7 +261,10 @@ class Recorder(HapoNode):
                 f"No one publishes {', '.join(missing)}. Nothing is recorded. Start the nodes that "
                 "publish it, or check its QoS."
             )
-        task = self._infos[topics.OBSERVATION_INFO]["task"]
+        known = self._infos[topics.OBSERVATION_INFO]
+        if problems := known.get("problems"):
+            return f"{'; '.join(problems)}. Nothing is recorded. Look at that input, start again."
+        task = known["task"]
         if request.task != task:
             return (
                 f"This deployment is of task {task}, not {request.task}. Nothing is recorded. "

@@ -4,7 +4,7 @@ It alone sees the simulator's privileged state. What it does is ``hapo_ros.sim.o
 again after a crash it goes on with the seeds that were not used; only takeovers are counted anew.
 """
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 from geometry_msgs.msg import TwistStamped
@@ -244,9 +244,9 @@ class SimulatedOperatorNode(HapoNode):
         has_arm = tick.authority is Authority.HUMAN
         self._takeovers += has_arm and not self._had_arm
         self._had_arm = has_arm
-        answer = self._operator.act(
-            tick, messages.state_vector_from(parts[topics.PRIVILEGED_STATE])
-        )
+        scene = messages.state_vector_from(parts[topics.PRIVILEGED_STATE])
+        # It judges by what it sees: a robot's ticks know no success.
+        answer = self._operator.act(replace(tick, success=scene["success"] > 0), scene)
         if isinstance(answer, End):
             self._report = _AT_REST
             request = EndEpisode.Request(

@@ -79,7 +79,9 @@ class RobotConfig:
 
     servo_topic: geometry_msgs/TwistStamped. unitless: it takes -1..1 and multiplies by itself.
     linear_scale_m_s, angular_scale_rad_s: speed of action 1 (with ``unitless``, the servo's own).
-    max_linear_m_s, max_angular_rad_s: largest speed along or about one axis. decision_timeout_s: a
+    max_linear_m_s, max_angular_rad_s: largest speed along or about one axis. max_acceleration_*: how
+    fast the speed may grow, 0: any. workspace_*_m: corners of the box that the tool is kept in, in
+    ``base_frame``; infinite: open. decision_timeout_s: a
     decision that comes longer after its tick is not executed. command_timeout_s: without a decision
     for this long the arm is stopped. stop_s: for how long it is told so. lost_after_s: an input
     that is gone for this long ends the recording. stamp_tolerance_s: between a stamp and this
@@ -100,6 +102,10 @@ class RobotConfig:
     angular_scale_rad_s: float
     max_linear_m_s: float
     max_angular_rad_s: float
+    max_acceleration_m_s2: float
+    max_acceleration_rad_s2: float
+    workspace_min_m: tuple[float, ...]
+    workspace_max_m: tuple[float, ...]
     decision_timeout_s: float
     command_timeout_s: float
     stop_s: float
@@ -191,6 +197,10 @@ def parse(data, name: str, where: str = "the robot's configuration") -> RobotCon
         angular_scale_rad_s=scales.number("angular_rad_s", 1e-3, 50.0),
         max_linear_m_s=limits.number("linear_m_s", 1e-3, 10.0),
         max_angular_rad_s=limits.number("angular_rad_s", 1e-3, 50.0),
+        max_acceleration_m_s2=limits.number("acceleration_m_s2", 0.0, 1e3, 0.0),
+        max_acceleration_rad_s2=limits.number("acceleration_rad_s2", 0.0, 1e4, 0.0),
+        workspace_min_m=limits.numbers("workspace_min_m", 3, -math.inf),
+        workspace_max_m=limits.numbers("workspace_max_m", 3, math.inf),
         decision_timeout_s=timeouts.number("decision_s", 0.005, 1.0, 0.9 * period),
         command_timeout_s=timeouts.number("command_s", 0.01, 2.0, 2 * period),
         stop_s=timeouts.number("stop_s", 0.0, 5.0, 0.3),
@@ -252,6 +262,8 @@ def _check(config: RobotConfig, where: str) -> None:
         f"timeouts.command_s is {config.command_timeout_s:g} s, less than the control period of "
         f"{config.control_period_s:g} s: the arm would stop between two decisions",
     )
+    corners = zip(config.workspace_min_m, config.workspace_max_m, strict=True)
+    check(all(low < high for low, high in corners), "limits: the workspace has no room")
     topics = [camera.topic for camera in config.cameras]
     topics += {source.topic for source in config.joint_states}  # which parts of it may share
     topics += [config.pose.topic or "/tf", config.servo_topic, config.gripper.topic]
@@ -338,6 +350,16 @@ class _Section:
         if not plain or not math.isfinite(value) or not low <= value <= high:
             raise self._fault(key, f"must be a number in {low:g}..{high:g}, not {value!r}")
         return float(value)
+
+    def numbers(self, key: str, count: int, default: float) -> tuple[float, ...]:
+        """So many numbers, finite; all of them the default where the key is left out."""
+        value = self._take(key, None)
+        if value is None:
+            return (default,) * count
+        plain = isinstance(value, list) and all(type(v) in (int, float) for v in value)
+        if not plain or len(value) != count or not all(map(math.isfinite, value)):
+            raise self._fault(key, f"must be {count} numbers, not {value!r}")
+        return tuple(map(float, value))
 
     def whole_numbers(self, key: str, count: int, least: int, optional: bool = False):
         value = self._take(key, None if optional else _REQUIRED)

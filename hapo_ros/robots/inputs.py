@@ -34,7 +34,15 @@ def joints_key(index: int) -> str:
 
 
 def inputs(robot: RobotConfig, cameras) -> dict[str, Input]:
-    """What has to be there for an observation, by key; cameras: names of those that are wanted."""
+    """What has to be there for an observation, by key; cameras: names of those that are wanted.
+
+    Raises ValueError where the robot lacks one.
+    """
+    if missing := set(cameras) - {camera.name for camera in robot.cameras}:
+        raise ValueError(
+            f"Robot {robot.name} has no camera {', '.join(sorted(missing))}. Nothing is observed. "
+            "Add it to the robot's file."
+        )
     found = {}
     for camera in robot.cameras:
         if camera.name in cameras:

@@ -107,8 +107,11 @@ class Simulation:
         self._camera_context = _make_camera_context(self._env.sim) if cameras else None
         self.reset(0)
 
-    def reset(self, seed: int) -> Observation:
-        """Start an episode. The seed places the objects and the arm, and makes the bursts."""
+    def reset(self, seed: int, images: bool = True) -> Observation:
+        """Start an episode. The seed places the objects and the arm, and makes the bursts.
+
+        images: False renders none; :meth:`render` does when it is asked.
+        """
         env = self._env
         env.rng = np.random.default_rng([int(seed), 0])
         placement = env.placement_initializer
@@ -117,10 +120,10 @@ class Simulation:
         env.reset()
         self._bursts = _Bursts(self.disturbance, int(seed))
         self.applied_action = NOTHING_APPLIED.copy()
-        return self._observe()
+        return self._observe(images)
 
-    def step(self, action) -> Observation:
-        """Execute ``action`` for 50 ms.
+    def step(self, action, images: bool = True) -> Observation:
+        """Execute ``action`` for 50 ms; images: see :meth:`reset`.
 
         action: (7,) finite, ``ACTION_NAMES``, -1..1; motion in the world frame. No motion with the
         gripper as it was is a hold. What drove the robot is then in ``applied_action``. Raises
@@ -135,7 +138,7 @@ class Simulation:
         applied[:6] += self._bursts.next()
         self.applied_action = np.clip(applied, -1.0, 1.0)
         self._env.step(self.applied_action.astype(np.float64))
-        return self._observe()
+        return self._observe(images)
 
     @property
     def success(self) -> bool:
@@ -151,6 +154,14 @@ class Simulation:
         """
         return dict(self._privileged)
 
+    def render(self, camera: str) -> np.ndarray:
+        """(H, W, 3) uint8 RGB of what one of ``cameras`` sees now."""
+        size = self.image_size
+        self._camera_context.gl_ctx.make_current()  # another simulation's may be current
+        name = self.task.cameras[camera]
+        image = self._env.sim.render(camera_name=name, width=size, height=size)
+        return np.ascontiguousarray(image[::-1])  # OpenGL's rows run upwards
+
     def close(self) -> None:
         """Free the simulation and its GL context. Closing twice is harmless."""
         if self._camera_context is not None:
@@ -160,7 +171,7 @@ class Simulation:
             self._env.close()
             self._env = None
 
-    def _observe(self) -> Observation:
+    def _observe(self, images: bool) -> Observation:
         import mujoco
 
         env, robot = self._env, self._env.robots[0]
@@ -180,17 +191,11 @@ class Simulation:
             "success": float(env._check_success()),
         }
         return Observation(
-            images={name: self._render(self.task.cameras[name]) for name in self.cameras},
+            images={name: self.render(name) for name in self.cameras if images},
             joint_positions=np.concatenate([arm, fingers]),
             eef_pose=np.concatenate([hand, wxyz[[1, 2, 3, 0]]]),
             object_state=np.array([self._privileged[name] for name in self.task.object_state]),
         )
-
-    def _render(self, camera: str) -> np.ndarray:
-        size = self.image_size
-        self._camera_context.gl_ctx.make_current()  # another simulation's may be current
-        image = self._env.sim.render(camera_name=camera, width=size, height=size)
-        return np.ascontiguousarray(image[::-1])  # OpenGL's rows run upwards
 
 
 def _make_environment(task: Task):

@@ -1,0 +1,255 @@
+"""The robot's input side: cameras, joint states and pose that run free become one tick a period.
+
+It publishes what the simulation's bridge publishes. An observation that is not complete is no tick:
+then the arbiter goes on by its own timer, a human can go on moving the arm, and nothing is data.
+"""
+
+import zlib
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticStatus
+from geometry_msgs.msg import PoseStamped
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import Image, JointState
+from std_msgs.msg import String
+
+from hapo_ros import topics
+from hapo_ros.arbitration import Applied
+from hapo_ros.episodes import messages
+from hapo_ros.msg import AppliedAction, EpisodeState, ExecutedAction, ObservationTick
+from hapo_ros.nodes.common import (
+    IMAGES,
+    LATCHED,
+    RECORD,
+    FatalError,
+    HapoNode,
+    Parameter,
+    message_class,
+    run,
+)
+from hapo_ros.robots import config
+from hapo_ros.robots.assembly import Assembler, EpisodeTicks
+from hapo_ros.robots.inputs import POSE, Source, inputs, joints_key, measured_gripper, sources
+from hapo_ros.robots.transforms import TransformTree
+
+# Whatever a driver offers is received; only the newest counts.
+SENSOR = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
+TF = QoSProfile(depth=100, reliability=ReliabilityPolicy.BEST_EFFORT)
+TF_STATIC = QoSProfile(depth=100, durability=LATCHED.durability)
+
+PARAMETERS = (
+    Parameter("robot", "", "Robot of config/robots, or its YAML file"),
+    Parameter("task", "", "Task of the episodes"),
+    Parameter("instruction", "", "What the policy is told"),
+    Parameter("cameras", [""], "Cameras of the robot that are observed; [''] for none"),
+    Parameter("tick_readers", 4, "Readers of a tick to wait for before an episode", "", 0, 20),
+    Parameter("image_readers", 2, "Readers of an image to wait for before an episode", "", 0, 20),
+)
+
+
+class ObservationAssembler(HapoNode):
+    """Assembles observations, and numbers them within an episode."""
+
+    def __init__(self):
+        super().__init__("observation_assembler", PARAMETERS)
+        own = self.parameters
+        self._cameras = [camera for camera in own.cameras if camera]
+        try:
+            self._robot = config.load(own.robot)
+            known = inputs(self._robot, self._cameras)
+        except (ValueError, OSError) as error:
+            raise FatalError(str(error)) from error
+        self._assembler = Assembler(known, self._robot.stamp_tolerance_s)
+        self._ticks = EpisodeTicks()
+        self._tree = TransformTree()
+        self._tf_stamp_ns = 0
+        self._sent: dict[str, int] = {}  # camera -> stamp of the image that was last published
+        self._told = None  # faults by input, and whether the observation is lost
+        self._complete_s = self.now_s()  # when it last was
+
+        self._images = {
+            camera: self.create_publisher(Image, topics.image(camera), IMAGES)
+            for camera in self._cameras
+        }
+        self._joint_state = self.create_publisher(JointState, topics.JOINT_STATE, RECORD)
+        self._eef_pose = self.create_publisher(PoseStamped, topics.EEF_POSE, RECORD)
+        self._tick = self.create_publisher(ObservationTick, topics.OBSERVATION_TICK, RECORD)
+        self._info = self.create_publisher(String, topics.OBSERVATION_INFO, LATCHED)
+        self._subscribe()
+        self.create_subscription(ExecutedAction, topics.EXECUTED_ACTION, self._on_decision, RECORD)
+        self.create_subscription(AppliedAction, topics.APPLIED_ACTION, self._on_applied, RECORD)
+        self.create_subscription(EpisodeState, topics.EPISODE_STATE, self._on_episode, LATCHED)
+        self.every(self._robot.control_period_s, lambda: self._after_messages.reset())
+        # The executor serves timers before messages: a word that is there already must count.
+        self._after_messages = self.every(0.001, self._on_period)
+        self._after_messages.cancel()
+        self.diagnose(self._diagnosis)
+
+    # Inputs
+
+    def _subscribe(self) -> None:
+        robot = self._robot
+        for source in sources(robot, self._cameras):
+            self.create_subscription(
+                message_class(source.type_name),
+                source.topic,
+                lambda message, source=source: self._on_input(source, message),
+                SENSOR,
+            )
+        if robot.pose.topic:
+            return
+        try:
+            type_ = message_class("tf2_msgs/msg/TFMessage")
+        except ImportError as error:
+            raise FatalError(
+                f"Robot {robot.name} has its pose from TF, and tf2_msgs is not installed ({error})."
+                " Nothing is observed. Install tf2_msgs, or give the robot a pose topic."
+            ) from error
+        self.create_subscription(type_, "/tf", lambda m: self._on_tf(m, self.now_s()), TF)
+        self.create_subscription(type_, "/tf_static", lambda m: self._on_tf(m, np.inf), TF_STATIC)
+
+    def _on_input(self, source: Source, message) -> None:
+        try:
+            value = source.read(message)
+        except ValueError as error:
+            self._assembler.refuse(source.key, str(error), self.now_s())
+            return
+        if value is not None:
+            digest = zlib.crc32(value) if source.key in self._cameras else None
+            at = messages.message_stamp_ns(message)
+            now = self.now_s(), self.ros_now_ns()
+            self._assembler.add(source.key, value, at, *now, digest)
+
+    def _on_tf(self, message, received_s: float) -> None:
+        for transform in message.transforms:
+            try:
+                self._tree.add(transform, received_s)
+            except ValueError as error:
+                self._assembler.refuse(POSE, str(error), self.now_s())
+
+    def _look_up_pose(self) -> None:
+        robot = self._robot
+        try:
+            pose, at, received_s = self._tree.pose(robot.base_frame, robot.tool_frame)
+        except LookupError as error:
+            self._assembler.refuse(POSE, str(error), self.now_s())
+            return
+        if at != self._tf_stamp_ns:
+            self._tf_stamp_ns = at
+            self._assembler.add(POSE, pose, at, received_s, self.ros_now_ns())
+
+    # The episode
+
+    def _on_episode(self, message: EpisodeState) -> None:
+        ticks = self._ticks
+        if message.state == EpisodeState.FAILED:
+            return  # what ended is the recording: a human who has the arm goes on
+        if message.state != EpisodeState.RUNNING:
+            # IDLE: a restarted recorder, whatever was running when it was killed.
+            if message.state == EpisodeState.IDLE or message.episode_id == ticks.episode_id:
+                ticks.stop()
+        elif message.episode_id != ticks.episode_id:
+            ticks.start(message.episode_id)
+
+    def _on_decision(self, message: ExecutedAction) -> None:
+        try:
+            self._ticks.see_decision(messages.decision_from(message))
+        except ValueError as error:
+            self.get_logger().error(f"A decision was refused: {error}.", throttle_duration_sec=1.0)
+
+    def _on_applied(self, message: AppliedAction) -> None:
+        self._ticks.see_applied(
+            message.episode_id,
+            message.sequence,
+            Applied(message.applied),
+            np.array(message.action, np.float32),
+            message.tick,
+        )
+
+    # Output
+
+    def _on_period(self) -> None:
+        self._after_messages.cancel()
+        if not self._robot.pose.topic:
+            self._look_up_pose()
+        problems = self._assembler.problems(self.now_s())
+        self._tell(problems)
+        if not problems:
+            self._publish()
+
+    def _publish(self) -> None:
+        at, begins, robot = self.ros_now_ns(), self._ticks.begins, self._robot
+        stamps = {topics.JOINT_STATE: at, topics.EEF_POSE: at}
+        parts = [self._assembler.value(joints_key(i))[0] for i in range(len(robot.joint_states))]
+        positions = np.concatenate(parts)
+        if begins:
+            self._sent.clear()  # the bag is to have every image that its ticks name
+            self._ticks.meet_gripper(measured_gripper(positions, robot))
+        for camera, publisher in self._images.items():
+            picture, taken = self._assembler.value(camera)
+            stamps[topics.image(camera)] = taken
+            if self._sent.get(camera) != taken:  # two ticks may see the same image
+                self._sent[camera] = taken
+                frame = f"{camera}_optical_frame"
+                publisher.publish(messages.image_message(self.types, picture, taken, frame))
+        self._joint_state.publish(
+            messages.joint_state_message(self.types, positions, at, robot.joints)
+        )
+        pose, _ = self._assembler.value(POSE)
+        self._eef_pose.publish(messages.pose_message(self.types, pose, at, robot.base_frame))
+        if self._ticks.episode_id and (not begins or self._matched()):
+            tick = self._ticks.next(at)
+            self._tick.publish(messages.tick_message(self.types, tick, stamps))
+
+    def _matched(self) -> bool:
+        """Whether everyone who needs the first tick would get it."""
+        own = self.parameters
+        return self._tick.get_subscription_count() >= own.tick_readers and all(
+            publisher.get_subscription_count() >= own.image_readers
+            for publisher in self._images.values()
+        )
+
+    def _tell(self, problems) -> None:
+        """Say what is wrong, once: in the log, and to the recorder, which then does not start.
+
+        An observation that is lost for good ends the recording; not while a human has the arm.
+        """
+        now = self.now_s()
+        self._complete_s = self._complete_s if problems else now
+        lost = now - self._complete_s > self._robot.lost_after_s and not self._ticks.human
+        told = {key: problem.fault for key, problem in problems.items()}, lost
+        if told == self._told:
+            return
+        before, self._told = self._told, told
+        sentences = [problem.text for problem in problems.values()]
+        self.publish_info(
+            self._info,
+            {
+                "task": self.parameters.task,
+                "instruction": self.parameters.instruction,
+                "cameras": {c.name: c.size for c in self._robot.cameras if c.name in self._cameras},
+                "object_state": [],
+                "action_space": self._robot.action_space(),
+                "problems": sentences,
+                "lost": lost,
+            },
+        )
+        if sentences:
+            self.get_logger().warning(
+                f"No observation: {'; '.join(sentences)}. No tick is sent: the policy has no say, "
+                "a human can go on, and nothing is data. Look at that input.",
+                throttle_duration_sec=1.0,
+            )
+        elif before is not None:
+            self.get_logger().info("The observation is complete.")
+
+    def _diagnosis(self):
+        problems = self._assembler.problems(self.now_s())
+        text = "; ".join(problem.text for problem in problems.values())
+        level = DiagnosticStatus.WARN if problems else DiagnosticStatus.OK
+        counts = self._assembler.counts + self._ticks.counts
+        return level, text or "The observation is complete.", counts
+
+
+def main(argv=None) -> int:
+    return run(ObservationAssembler, argv)
