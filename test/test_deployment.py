@@ -567,7 +567,7 @@ def test_the_shipped_file_does_not_set_what_the_deployment_decides(policy, state
     file = YAML(typ="safe").load(resource("config/deployment.yaml"))
     # operator:=none overrides the one, a robot's file the others
     overridden = {"on_device_lost", "control_period_s", "policy_deadline_s"}
-    overridden |= {"linear_scale_m_s", "angular_scale_rad_s"}
+    overridden |= {"linear_scale_m_s", "angular_scale_rad_s", "max_speed_m_s", "max_rate_rad_s"}
     for spec in specs_of_all(policy, state_policy):
         in_file = set(file.get(spec.name, {}).get("ros__parameters", {}))
         assert in_file & set(spec.parameters) <= overridden

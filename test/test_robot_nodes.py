@@ -177,6 +177,7 @@ class Assembled:
         self.states = {name: probe.listen(name) for name in (topics.JOINT_STATE, topics.EEF_POSE)}
         self.images = {name: self._listen_to_images(name) for name in ("front", "wrist")}
         self._listen_to_info()
+        self.diagnoses = probe_diagnoses(probe)
         self.publishers = {
             name: probe.publisher(name)
             for name in (topics.EPISODE_STATE, topics.EXECUTED_ACTION, topics.APPLIED_ACTION)
@@ -238,6 +239,17 @@ class Assembled:
     def newest(self):
         """The number of the newest tick; waits for one."""
         return wait_for(lambda: self.ticks and self.ticks[-1]).sequence
+
+
+def probe_diagnoses(probe) -> list:
+    """What nodes say of themselves on /diagnostics, from now on."""
+    from diagnostic_msgs.msg import DiagnosticArray
+
+    heard = []
+    probe.node.create_subscription(
+        DiagnosticArray, "/diagnostics", lambda message: heard.extend(message.status), 10
+    )
+    return heard
 
 
 MOTION = np.array([0.5, 0, 0, 0, 0, 0, 1], np.float32)
@@ -392,6 +404,10 @@ def test_a_sensor_that_fails_ends_the_ticks_is_named_and_may_come_back(
         assert len(told["problems"]) == 1
     around.until_info(lambda info: info["lost"])
     assert around.newest() == last
+    wait_for(lambda: said in around.diagnoses[-1].message)
+    if "refused" in said:
+        counted = {pair.key: pair.value for pair in around.diagnoses[-1].values}
+        assert int(counted[f"{said.split(' is refused')[0]}: refused"]) > 0
     well(around)
     around.until_complete()
     around.tick(last + 1)
@@ -557,7 +573,6 @@ def test_commands_expire_and_have_a_deadline(probe, start):
     around = Commanded(probe, start)
     for name in (ROBOT["servo"]["topic"], ROBOT["gripper"]["topic"]):
         (known,) = around.probe.node.get_publishers_info_by_topic(name)
-        assert known.node_name == "robot_output"
         assert known.qos_profile.deadline.nanoseconds == 500_000_000
         assert known.qos_profile.lifespan.nanoseconds == 500_000_000
 
@@ -607,12 +622,15 @@ def test_a_decision_that_a_newer_tick_has_overtaken_is_held_and_said_to_be_late(
     ids=["NaN", "too fast", "stamped a minute ago", "stamped in a minute"],
 )  # fmt: skip
 def test_what_cannot_be_executed_is_refused_and_the_arm_held(probe, start, action, off_s):
+    diagnoses = probe_diagnoses(probe)
     around = Commanded(probe, start)
     at = time.time_ns() + off_s * 1_000_000_000
     around.decide(decided(0, action=action.astype(np.float32)), at)
     word = around.word(0)
     assert word.applied == Applied.REFUSED and not np.any(word.action[:6])
     assert around.in_time(1).applied == Applied.APPLIED
+    diagnosis = wait_for(lambda: [d for d in diagnoses if d.values])[-1]
+    assert [pair.value for pair in diagnosis.values if "late" not in pair.key] == ["1"]
     wait_for(lambda: any(map(moves, around.twists)))
     assert sum(map(moves, around.twists)) == 1
     assert np.isfinite([m.twist.linear.x for m in around.twists]).all()

@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -14,6 +15,7 @@ from scipy.spatial.transform import Rotation
 from hapo_ros.episodes.interfaces import bag_types, typestore
 from hapo_ros.resources import resource
 from hapo_ros.robots import config, images, inputs
+from hapo_ros.robots.assembly import Assembler, Fault
 from hapo_ros.robots.transforms import TransformTree
 
 FRANKA = YAML(typ="safe").load(resource("config/robots/franka.yaml").read_text())
@@ -419,6 +421,40 @@ def test_frames_that_are_not_connected_a_loop_and_no_numbers_are_refused():
     for wrong in ({"position": (np.nan, 0, 0)}, {"rotation": (0, 0, 0, 0)}):
         with pytest.raises(ValueError, match="not finite"):
             tree.add(transform("a", "base", **wrong), 0.0)
+
+
+def test_a_pose_of_tf_is_an_input_like_any_other():
+    ur = config.load("ur")
+    assembler = Assembler(inputs.inputs(ur, {}), stamp_tolerance_s=0.5)
+    tf = inputs.PoseFromTf(ur, assembler)
+
+    def hear(stamp_s, x=0.0, received_s=None, child="tool0", parent="wrist"):
+        message = SimpleNamespace(
+            transforms=[transform(parent, child, (x, 0, 0), stamp_ns=round(stamp_s * 1e9))]
+        )
+        tf.add(message, stamp_s if received_s is None else received_s, stamp_s)
+
+    def fault(now_s):
+        tf.look_up(now_s, round(now_s * 1e9))
+        problem = assembler.problems(now_s).get("pose")
+        return problem and problem.fault
+
+    hear(10.0)
+    assert fault(10.0) is Fault.REFUSED  # base and wrist are not connected
+    assert "does not connect tool0 to base_link" in assembler.problems(10.0)["pose"].text
+    hear(10.01, 0.3, np.inf, child="wrist", parent="base_link")  # static
+    assert fault(10.02) is None
+    hear(10.05, x=0.2)
+    assert fault(10.06) is None
+    np.testing.assert_allclose(assembler.value("pose")[0], [0.5, 0, 0, 0, 0, 0, 1])
+    assert assembler.value("pose")[1] == 10_050_000_000
+    assert fault(10.2) is Fault.LATE  # nothing new came
+    hear(11.0, x=np.nan)
+    assert fault(11.0) is Fault.REFUSED
+    hear(99.0, received_s=11.1)
+    assert fault(11.1) is Fault.REFUSED  # stamped far in the future
+    hear(11.2)
+    assert fault(11.2) is None
 
 
 def test_nothing_of_a_robot_needs_ros():

@@ -29,8 +29,15 @@ from hapo_ros.nodes.common import (
 )
 from hapo_ros.robots import config
 from hapo_ros.robots.assembly import Assembler, EpisodeTicks
-from hapo_ros.robots.inputs import POSE, Source, inputs, joints_key, measured_gripper, sources
-from hapo_ros.robots.transforms import TransformTree
+from hapo_ros.robots.inputs import (
+    POSE,
+    PoseFromTf,
+    Source,
+    inputs,
+    joints_key,
+    measured_gripper,
+    sources,
+)
 
 # Whatever a driver offers is received; only the newest counts.
 SENSOR = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -61,8 +68,7 @@ class ObservationAssembler(HapoNode):
             raise FatalError(str(error)) from error
         self._assembler = Assembler(known, self._robot.stamp_tolerance_s)
         self._ticks = EpisodeTicks()
-        self._tree = TransformTree()
-        self._tf_stamp_ns = 0
+        self._tf = PoseFromTf(self._robot, self._assembler)
         self._sent: dict[str, int] = {}  # camera -> stamp of the image that was last published
         self._told = None  # faults by input, and whether the observation is lost
         self._complete_s = self.now_s()  # when it last was
@@ -105,8 +111,12 @@ class ObservationAssembler(HapoNode):
                 f"Robot {robot.name} has its pose from TF, and tf2_msgs is not installed ({error})."
                 " Nothing is observed. Install tf2_msgs, or give the robot a pose topic."
             ) from error
-        self.create_subscription(type_, "/tf", lambda m: self._on_tf(m, self.now_s()), TF)
-        self.create_subscription(type_, "/tf_static", lambda m: self._on_tf(m, np.inf), TF_STATIC)
+        self.create_subscription(
+            type_, "/tf", lambda m: self._tf.add(m, self.now_s(), self.now_s()), TF
+        )
+        self.create_subscription(
+            type_, "/tf_static", lambda m: self._tf.add(m, np.inf, self.now_s()), TF_STATIC
+        )
 
     def _on_input(self, source: Source, message) -> None:
         try:
@@ -119,24 +129,6 @@ class ObservationAssembler(HapoNode):
             at = messages.message_stamp_ns(message)
             now = self.now_s(), self.ros_now_ns()
             self._assembler.add(source.key, value, at, *now, digest)
-
-    def _on_tf(self, message, received_s: float) -> None:
-        for transform in message.transforms:
-            try:
-                self._tree.add(transform, received_s)
-            except ValueError as error:
-                self._assembler.refuse(POSE, str(error), self.now_s())
-
-    def _look_up_pose(self) -> None:
-        robot = self._robot
-        try:
-            pose, at, received_s = self._tree.pose(robot.base_frame, robot.tool_frame)
-        except LookupError as error:
-            self._assembler.refuse(POSE, str(error), self.now_s())
-            return
-        if at != self._tf_stamp_ns:
-            self._tf_stamp_ns = at
-            self._assembler.add(POSE, pose, at, received_s, self.ros_now_ns())
 
     # The episode
 
@@ -171,7 +163,7 @@ class ObservationAssembler(HapoNode):
     def _on_period(self) -> None:
         self._after_messages.cancel()
         if not self._robot.pose.topic:
-            self._look_up_pose()
+            self._tf.look_up(self.now_s(), self.ros_now_ns())
         problems = self._assembler.problems(self.now_s())
         self._tell(problems)
         if not problems:

@@ -79,9 +79,9 @@ class RobotConfig:
 
     servo_topic: geometry_msgs/TwistStamped. unitless: it takes -1..1 and multiplies by itself.
     linear_scale_m_s, angular_scale_rad_s: speed of action 1 (with ``unitless``, the servo's own).
-    max_linear_m_s, max_angular_rad_s: largest speed along or about one axis. max_acceleration_*: how
-    fast the speed may grow, 0: any. workspace_*_m: corners of the box that the tool is kept in, in
-    ``base_frame``; infinite: open. decision_timeout_s: a
+    max_linear_m_s, max_angular_rad_s: largest speed along or about one axis. max_acceleration_*:
+    how fast the speed may grow, 0: any. workspace_*_m: corners of the box that the tool is kept in,
+    in ``base_frame``; infinite: open. decision_timeout_s: a
     decision that comes longer after its tick is not executed. command_timeout_s: without a decision
     for this long the arm is stopped. stop_s: for how long it is told so. lost_after_s: an input
     that is gone for this long ends the recording. stamp_tolerance_s: between a stamp and this

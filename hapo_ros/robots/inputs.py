@@ -6,10 +6,11 @@ from functools import partial
 
 import numpy as np
 
-from hapo_ros.robots.assembly import Input
+from hapo_ros.robots.assembly import Assembler, Input
 from hapo_ros.robots.commands import gripper_closed
 from hapo_ros.robots.config import JointStatesConfig, RobotConfig
 from hapo_ros.robots.images import picture
+from hapo_ros.robots.transforms import TransformTree
 
 POSE = "pose"  # the key of the tool's pose; a camera's key is its name
 
@@ -104,6 +105,34 @@ def pose_from(message, base_frame: str) -> np.ndarray:
         raise ValueError("its numbers are not finite, or its quaternion's norm is not 1")
     pose[3:] /= norm
     return pose
+
+
+class PoseFromTf:
+    """The tool's pose as an input, where it is TF's to say."""
+
+    def __init__(self, robot: RobotConfig, assembler: Assembler):
+        self._robot, self._assembler = robot, assembler
+        self._tree = TransformTree()
+        self._stamp_ns: int | None = None  # of the pose that was last found
+
+    def add(self, message, received_s: float, now_s: float) -> None:
+        """Take in a TFMessage; received_s: infinite for one of static transforms."""
+        for transform in message.transforms:
+            try:
+                self._tree.add(transform, received_s)
+            except ValueError as error:
+                self._assembler.refuse(POSE, str(error), now_s)
+
+    def look_up(self, now_s: float, ros_now_ns: int) -> None:
+        """Give the assembler the present pose, as old as the oldest transform it is made of."""
+        try:
+            pose, at, received_s = self._tree.pose(self._robot.base_frame, self._robot.tool_frame)
+        except LookupError as error:
+            self._assembler.refuse(POSE, str(error), now_s)
+            return
+        if at != self._stamp_ns:
+            self._stamp_ns = at
+            self._assembler.add(POSE, pose, at, received_s, ros_now_ns)
 
 
 def measured_gripper(positions: np.ndarray, robot: RobotConfig) -> float | None:
