@@ -233,7 +233,7 @@ class ObservationAssembler(HapoNode):
                 throttle_duration_sec=1.0,
             )
         elif before is not None:
-            self.get_logger().info("The observation is complete.")
+            self.get_logger().info("The observation is complete.", throttle_duration_sec=1.0)
 
     def _diagnosis(self):
         problems = self._assembler.problems(self.now_s())
