@@ -346,6 +346,8 @@ def test_a_tick_says_what_became_of_the_decision_and_what_the_arbiter_said_last(
         np.testing.assert_array_equal(following.applied_action, MOTION)
         return following.epoch == 4 and following.authority == Authority.POLICY
 
+    around.apply(0, MOTION[:3])  # a stranger's: it is no one's word
+    around.apply(0, MOTION, applied=77)
     wait_for(lambda: answered(around.tick(around.newest())))
     last = around.newest()
     assert around.tick(last + 2).applied == first.LATE_HELD  # no word

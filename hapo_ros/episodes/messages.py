@@ -79,6 +79,7 @@ __all__ = [
     "time_ns",
     "to_cdr",
     "typestore",
+    "vector",
 ]
 
 

@@ -15,6 +15,7 @@ from std_msgs.msg import String
 
 from hapo_ros import topics
 from hapo_ros.arbitration import Applied
+from hapo_ros.arbitration.limits import ACTION_DIM
 from hapo_ros.episodes import messages
 from hapo_ros.msg import AppliedAction, EpisodeState, ExecutedAction, ObservationTick
 from hapo_ros.nodes.common import (
@@ -150,13 +151,13 @@ class ObservationAssembler(HapoNode):
             self.get_logger().error(f"A decision was refused: {error}.", throttle_duration_sec=1.0)
 
     def _on_applied(self, message: AppliedAction) -> None:
-        self._ticks.see_applied(
-            message.episode_id,
-            message.sequence,
-            Applied(message.applied),
-            np.array(message.action, np.float32),
-            message.tick,
-        )
+        try:
+            applied = Applied(message.applied)
+            action = messages.vector(message.action, np.float32, "action", ACTION_DIM)
+        except ValueError as error:
+            self.get_logger().error(f"An answer was refused: {error}.", throttle_duration_sec=1.0)
+            return
+        self._ticks.see_applied(message.episode_id, message.sequence, applied, action, message.tick)
 
     # Output
 
