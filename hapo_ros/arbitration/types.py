@@ -36,10 +36,10 @@ class Tick:
     """One ObservationTick, field by field, without the topics that belong to it.
 
     stamp_ns: ROS time. applied_action: at the start of an episode, the hold that the robot stands
-    in (its last number is the gripper command). eef_pose: (7,) of the hand, x y z (m) and
-    quaternion x y z w; a message of its own that belongs to the tick, None where it is unknown.
-    authority, epoch and policy_due echo the last Decision the robot side knows of; at the start of
-    an episode authority is HOLD and policy_due is true.
+    in (its last number is the gripper command). authority, epoch and policy_due echo the last
+    Decision the robot side knows of; at the start of an episode authority is HOLD and policy_due is
+    true. eef_pose: (7,) of the hand, x y z (m) and quaternion x y z w; a message of its own that
+    belongs to the tick, None where it is unknown.
     """
 
     episode_id: str
@@ -48,11 +48,11 @@ class Tick:
     applied_sequence: int = -1
     applied: Applied = Applied.NO_DECISION
     applied_action: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
-    eef_pose: np.ndarray | None = None
     authority: Authority = Authority.HOLD
     epoch: int = 0
     policy_due: bool = True
     success: bool = False
+    eef_pose: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
