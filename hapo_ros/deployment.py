@@ -175,6 +175,8 @@ def describe(arguments: Mapping[str, str] | None = None) -> Deployment:
     operator = _operator(values, robot, lock_step)
     hand = (operator[0].name, operator[0].parameters) if operator else None
     settings = of_deployment(values["robot"], values["operator"], parameter_file, arbiter, hand)
+    if robot is not None:
+        settings["robot_dry_run"] = values["robot_dry_run"]
     nodes = [
         NodeSpec(
             "recorder",
@@ -286,6 +288,8 @@ def _robot(
             f"{', '.join(has) or 'none'}. Nothing is started. Serve a policy of this robot, or "
             "change the robot's file."
         )
+    simulated = ["simulated_robot"] if robot.simulated else []
+    simulated += ["simulated_operator"] if values["operator"] == "simulated" else []
     path = Path(values["robot"])
     named = {"robot": str(path.resolve() if path.suffix else path)}
     task = TASKS.get(values["task"])
@@ -298,9 +302,8 @@ def _robot(
                 "task": values["task"],
                 "instruction": values["instruction"] or task.instruction,
                 "cameras": list(sizes) or [""],
-                # recorder, policy, arbiter, robot_output; both simulated nodes follow ticks too
-                "tick_readers": 4 + robot.simulated + (values["operator"] == "simulated"),
-                "image_readers": 2,
+                "tick_readers": ["policy", "arbiter", "recorder", "robot_output", *simulated],
+                "image_readers": ["policy", "recorder"],
             },
             essential=True,
             stop_order=2,
@@ -396,4 +399,3 @@ def _what_it_sees(policy: Path) -> tuple[dict[str, tuple[int, int]], bool]:
     config = read_config(policy)["config"]
     sizes = {name: tuple(map(int, size)) for name, size in dict(config["cameras"]).items()}
     return sizes, bool(config["object_state"])
-

@@ -334,8 +334,8 @@ def test_a_robot_has_two_sides_in_place_of_the_simulation(policy):
         "task": "Lift",
         "instruction": "lift the cube",
         "cameras": ["agentview", "wrist"],
-        "tick_readers": 4,
-        "image_readers": 2,
+        "tick_readers": ["policy", "arbiter", "recorder", "robot_output"],
+        "image_readers": ["policy", "recorder"],
     }
     assert output.parameters == {"robot": file, "dry_run": False}
     assert assembler.essential and assembler.restart is None
@@ -374,9 +374,12 @@ def test_the_simulated_robot_is_a_robot_that_runs_free_and_has_a_stand_in(policy
     file = str(policy.parent / "simulated.yaml")
     assert nodes["simulated_robot"].parameters == {"robot": file, "task": "Lift"}
     assert nodes["simulated_robot"].essential
-    assert nodes["observation_assembler"].parameters["tick_readers"] == 6
+    readers = ["policy", "arbiter", "recorder", "robot_output", "simulated_robot"]
+    assembler = nodes["observation_assembler"].parameters
+    assert assembler["tick_readers"] == [*readers, "simulated_operator"]
     assert nodes["simulated_operator"].parameters["lock_step"] is False
-    assert deploy_robot(policy)["observation_assembler"].parameters["tick_readers"] == 5
+    assembler = deploy_robot(policy)["observation_assembler"].parameters
+    assert assembler["tick_readers"] == readers
 
 
 def test_a_dry_run_is_said_to_the_output_and_written_into_the_recording(policy):

@@ -169,8 +169,9 @@ class Assembled:
     """A running assembler, its robot, and what it publishes."""
 
     def __init__(self, probe, start, robot=ROBOT, **parameters):
-        parameters = {"cameras": "[front,wrist]", "task": "fold", "instruction": "fold the towel",
-                      "tick_readers": 1, "image_readers": 1} | parameters  # fmt: skip
+        known = {"cameras": "[front,wrist]", "task": "fold", "instruction": "fold the towel"}
+        readers = {"tick_readers": "[probe]", "image_readers": "[probe]"}
+        parameters = known | readers | parameters
         self.probe, self.sensors = probe, Sensors(probe)
         self.types, self.infos = self.sensors.types, []
         self.ticks = probe.listen(topics.OBSERVATION_TICK)

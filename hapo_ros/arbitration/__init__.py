@@ -3,6 +3,7 @@
 from hapo_ros.arbitration.arbiter import Arbiter
 from hapo_ros.arbitration.transitions import TRANSITIONS, Trigger
 from hapo_ros.arbitration.types import (
+    OPEN_M,
     Applied,
     ArbiterConfig,
     Authority,
@@ -16,6 +17,7 @@ from hapo_ros.arbitration.types import (
 )
 
 __all__ = [
+    "OPEN_M",
     "TRANSITIONS",
     "Applied",
     "Arbiter",

@@ -5,7 +5,7 @@ from operator import mul, truediv
 
 import numpy as np
 
-from hapo_ros.arbitration.types import ArbiterConfig, finite
+from hapo_ros.arbitration.types import OPEN_M, ArbiterConfig, finite
 
 ACTION_DIM = 7  # x y z roll pitch yaw gripper
 ARM = slice(0, 6)
@@ -50,7 +50,7 @@ class Limits:
         )
         self._low, self._high = config.workspace_min_m, config.workspace_max_m
         self._metres = linear * period_s  # that action 1 moves in a step
-        self.needs_pose = any(map(math.isfinite, (*self._low, *self._high)))
+        self.needs_pose = any(abs(side) < OPEN_M for side in (*self._low, *self._high))
 
     def apply(self, action, motion, pose=None) -> tuple[np.ndarray, bool]:
         """What may be executed of an action.

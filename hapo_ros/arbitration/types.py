@@ -228,12 +228,15 @@ class Refusal(Enum):
     )
 
 
+OPEN_M = 1000.0  # no infinity: JSON has none, and a bag says what its arbiter was told
+
+
 @dataclass(frozen=True)
 class ArbiterConfig:
     """Parameters of arbitration. Ranges are checked in ``__post_init__``; see config/.
 
     The limits are ``limits.Limits``'s; those of a step are on the length of its vector. The
-    workspace is a box in the frame of the hand's pose; a side that is infinite is open. What
+    workspace is a box in the frame of the hand's pose; a side at ``OPEN_M`` or beyond is open. What
     ``operator_frame`` means: the twist is one of the robot's base, of the tool (the hand as it
     stands), or of a camera, whose ``camera_rotation`` (quaternion x y z w) says how its frame
     (x into the image, y left, z up) stands in the base.
@@ -248,8 +251,8 @@ class ArbiterConfig:
     max_step_rad: float = 1.0
     max_acceleration_m_s2: float = 0.0  # 0: not limited
     max_acceleration_rad_s2: float = 0.0
-    workspace_min_m: tuple[float, ...] = (-np.inf,) * 3
-    workspace_max_m: tuple[float, ...] = (np.inf,) * 3
+    workspace_min_m: tuple[float, ...] = (-OPEN_M,) * 3
+    workspace_max_m: tuple[float, ...] = (OPEN_M,) * 3
     operator_frame: str = "base"  # base | tool | camera
     camera_rotation: tuple[float, ...] = (0.0, 0.0, 0.0, 1.0)
     gripper_mode: str = "toggle"  # toggle | hold: closed as long as the button is down

@@ -13,6 +13,7 @@ from std_msgs.msg import Bool
 
 from hapo_ros import topics
 from hapo_ros.arbitration import (
+    OPEN_M,
     Arbiter,
     ArbiterConfig,
     Authority,
@@ -50,7 +51,6 @@ def _core(name: str, text: str, unit: str = "", low=None, high=None, choices=())
 
 
 _DEFAULTS = ArbiterConfig()
-_UNBOUNDED = float("inf")
 PARAMETERS = (
     Parameter("lock_step", False, "Decide only when every input of the tick is there (simulation)"),
     _core("control_period_s", "Time between ticks", "s", 0.002, 1.0),
@@ -88,10 +88,10 @@ PARAMETERS = (
         "workspace_min_m",
         "Lower corner of the box that the hand is kept in",
         "m",
-        -_UNBOUNDED,
-        _UNBOUNDED,
+        -OPEN_M,
+        OPEN_M,
     ),
-    _core("workspace_max_m", "Upper corner", "m", -_UNBOUNDED, _UNBOUNDED),
+    _core("workspace_max_m", "Upper corner; a side at 1000 m is open", "m", -OPEN_M, OPEN_M),
     _core(
         "operator_frame",
         "Whose axes the operator's motion is in",

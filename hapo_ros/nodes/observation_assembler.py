@@ -50,8 +50,16 @@ PARAMETERS = (
     Parameter("task", "", "Task of the episodes"),
     Parameter("instruction", "", "What the policy is told"),
     Parameter("cameras", [""], "Cameras of the robot that are observed; [''] for none"),
-    Parameter("tick_readers", 4, "Readers of a tick to wait for before an episode", "", 0, 20),
-    Parameter("image_readers", 2, "Readers of an image to wait for before an episode", "", 0, 20),
+    Parameter(
+        "tick_readers",
+        ["policy", "arbiter", "recorder", "robot_output"],
+        "Nodes that have to read the ticks before an episode begins; [''] for none",
+    ),
+    Parameter(
+        "image_readers",
+        ["policy", "recorder"],
+        "Nodes that have to read the images before an episode begins; [''] for none",
+    ),
 )
 
 
@@ -197,9 +205,8 @@ class ObservationAssembler(HapoNode):
     def _matched(self) -> bool:
         """Whether everyone who needs the first tick would get it."""
         own = self.parameters
-        return self._tick.get_subscription_count() >= own.tick_readers and all(
-            publisher.get_subscription_count() >= own.image_readers
-            for publisher in self._images.values()
+        return self.is_read_by(self._tick, own.tick_readers) and all(
+            self.is_read_by(image, own.image_readers) for image in self._images.values()
         )
 
     def _tell(self, problems) -> None:
