@@ -433,6 +433,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = add("demo", _demo, "the whole loop in simulation", "hapo demo", as_json=False)
     demo.add_argument("--output", default="runs/demo", help="folder of bags, checkpoints, report")
     for name, text in (
+        ("demonstrations", "episodes of the expert"),
         ("seeds", "evaluation episodes a policy"),
         ("steps", "optimizer steps"),
         ("episodes", "deployment episodes, at most"),

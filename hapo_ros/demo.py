@@ -43,14 +43,36 @@ MARKER = ".hapo_demo"  # in a folder that a demo made
 
 @dataclass
 class DemoOptions:
-    """seeds: evaluation episodes an arm. steps: optimizer steps. episodes, takeovers: the
-    deployment ends at whichever comes first. workers: processes of the synchronous parts."""
+    """demonstrations: episodes of the expert. seeds: evaluation episodes an arm. steps: optimizer
+    steps. episodes, takeovers: the deployment ends at whichever comes first. workers: processes of
+    the synchronous parts. Raises ValueError for what cannot be run."""
 
-    seeds: int = 60
+    demonstrations: int = DEMONSTRATIONS
+    seeds: int = 40
     steps: int = 300
     episodes: int = 40
     takeovers: int = 24
     workers: int = 2
+
+    def __post_init__(self):
+        for name, least in (
+            ("demonstrations", 2),  # z0 pairs steps of different episodes
+            ("seeds", 1),
+            ("steps", 1),
+            ("episodes", 1),
+            ("takeovers", 1),
+            ("workers", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(
+                    f"--{name} must be at least {least}, not {getattr(self, name)}. Nothing was "
+                    "started."
+                )
+
+    @property
+    def enough(self) -> int:
+        """Takeovers without which there is nothing to say about what was learned from them."""
+        return min(ENOUGH_TAKEOVERS, self.takeovers)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -111,6 +133,13 @@ def run_demo(output: Path, options: DemoOptions) -> int:
             with _phase("Deployment on the ROS graph, with takeovers", took):
                 supervisor.start()
                 _deploy(supervisor, gateway, graph, options)
+            if graph.takeovers < options.enough:
+                print(
+                    f"\nOnly {graph.takeovers} takeovers in {len(graph.episodes)} episodes; at "
+                    f"least {options.enough} are needed to learn from. The demo ends here. What was "
+                    f"recorded is in {output / 'bags'}. Run again with more --episodes."
+                )
+                return EXIT_LOSS
             checkpoints = {}
             for method in (METHOD, CONTROL):
                 sources = [demonstrations] if method == CONTROL else [demonstrations, bags]
@@ -128,20 +157,13 @@ def run_demo(output: Path, options: DemoOptions) -> int:
     results = _results(bags, evaluation, checkpoints, took)
     report = _write(output, results)
     _print_results(results, output, report)
-    takeovers = results["summary"]["takeovers"]
-    if takeovers < ENOUGH_TAKEOVERS:
-        print(
-            f"\nOnly {takeovers} takeovers in {results['summary']['episodes']} episodes; at least "
-            f"{ENOUGH_TAKEOVERS} are needed to say anything. Run again with more --episodes."
-        )
-        return EXIT_LOSS
     return 0
 
 
 def _what_happens(output: Path, base: Path, options: DemoOptions) -> str:
     return f"""\
 hapo_ros {__version__}: robots that learn from being corrected. The whole loop, in simulation:
-  1. a scripted expert demonstrates {TASK} {DEMONSTRATIONS} times (the expert half of every batch)
+  1. a scripted expert demonstrates {TASK} {options.demonstrations} times (the expert half of every batch)
   2. the ROS graph runs: a shipped policy ({base.name}) acts, a simulated operator takes over
      through the SpaceMouse topics, in up to {options.episodes} episodes
   3. the optimizer learns from the bags ({METHOD}), and a control without them ({CONTROL})
@@ -210,7 +232,7 @@ def _demonstrate(output: Path, base: Path, options: DemoOptions) -> Path:
     from hapo_ros.sim.rollout import collect
 
     folder = output / "bags" / "demonstrations"
-    seeds = range(DEMONSTRATION_SEED, DEMONSTRATION_SEED + DEMONSTRATIONS)
+    seeds = range(DEMONSTRATION_SEED, DEMONSTRATION_SEED + options.demonstrations)
     cameras = {name: list(size) for name, size in read_config(base)["config"]["cameras"].items()}
     with progress("demonstrations", len(seeds)) as advance:
         collect(
