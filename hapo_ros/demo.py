@@ -136,7 +136,7 @@ def run_demo(output: Path, options: DemoOptions) -> int:
             if graph.takeovers < options.enough:
                 print(
                     f"\nOnly {graph.takeovers} takeovers in {len(graph.episodes)} episodes; at "
-                    f"least {options.enough} are needed to learn from. The demo ends here. What was "
+                    f"least {options.enough} are needed to learn from. The demo ends here. What it "
                     f"recorded is in {output / 'bags'}. Run again with more --episodes."
                 )
                 return EXIT_LOSS
@@ -163,7 +163,7 @@ def run_demo(output: Path, options: DemoOptions) -> int:
 def _what_happens(output: Path, base: Path, options: DemoOptions) -> str:
     return f"""\
 hapo_ros {__version__}: robots that learn from being corrected. The whole loop, in simulation:
-  1. a scripted expert demonstrates {TASK} {options.demonstrations} times (the expert half of every batch)
+  1. a scripted expert demonstrates {TASK} {options.demonstrations} times (half of every batch)
   2. the ROS graph runs: a shipped policy ({base.name}) acts, a simulated operator takes over
      through the SpaceMouse topics, in up to {options.episodes} episodes
   3. the optimizer learns from the bags ({METHOD}), and a control without them ({CONTROL})

@@ -29,6 +29,8 @@ PROBE_S = 7.0  # all probes together; they run side by side
 PYTHONS = ((3, 10), (3, 13))
 MIN_FREE_GB, GOOD_FREE_GB = 1.0, 10.0  # an hour of episodes with two small cameras is about 3 GB
 RULE_TARGET = "/etc/udev/rules.d/70-spacemouse.rules"
+# What rendering without a screen needs of Debian and Ubuntu; scripts/setup.sh installs the same.
+GL_PACKAGES = "libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri"
 VENDORS = ("0000256F", "0000046D")
 
 
@@ -71,7 +73,7 @@ LIBRARIES = (
         "robosuite", ("robosuite",), "simulation", ("simulation",), "1.5.2", "1.6",
         "--no-deps robosuite==1.5.2",
     ),
-    Library("transformers", ("transformers",), "OpenVLA and pi0-FAST", (), "5.5", "6"),
+    Library("transformers", ("transformers",), "LoRA: peft needs it", (), "5.5", "6"),
     Library("peft", ("peft",), "LoRA", (), "0.19", imported=False),
     Library("pyspacemouse", ("pyspacemouse",), "the SpaceMouse", ("spacemouse",), "2.1", "3"),
 )  # fmt: skip
@@ -267,7 +269,7 @@ def _gl(use: str, deadline_s: float) -> Check:
         return Check("rendering", WARN, "not looked at: mujoco is missing")
     backend = os.environ.get("MUJOCO_GL") or "egl"
     probe = _probe(_RENDER, (), deadline_s, MUJOCO_GL=backend)
-    fix = "sudo apt install libegl1 libgles2 libgl1-mesa-dri"
+    fix = f"sudo apt install {GL_PACKAGES}"
     if probe.late:
         return Check("rendering", bad, f"{backend} rendered no frame in {PROBE_S:g} s", fix)
     if probe.error:

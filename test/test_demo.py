@@ -22,10 +22,11 @@ SHORT = {"demonstrations": 2, "seeds": 1, "steps": 2, "episodes": 2, "takeovers"
 
 def demo(folder: Path, **options) -> subprocess.Popen:
     """A demo in a session of its own, its output in demo.log."""
-    words = [f"--{name}={value}" for name, value in (SHORT | options).items()]
+    words = ["--output", str(folder / "demo")]
+    words += [f"--{name}={value}" for name, value in (SHORT | options).items()]
     with (folder / "demo.log").open("wb") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "hapo_ros.cli", "demo", "--output", str(folder / "demo"), *words],
+            [sys.executable, "-m", "hapo_ros.cli", "demo", *words],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -83,7 +84,7 @@ def test_ctrl_c_leaves_no_process_and_no_broken_bag(tmp_path, ros_domain, phase)
     text = said(tmp_path)
     assert "Traceback" not in text and "Interrupted." in text, text
     assert not list(bags.rglob(".*"))
-    used, skipped = open_episodes(bags / phase, accept_recovered=True)
+    _, skipped = open_episodes(bags / phase, accept_recovered=True)
     assert not [each for each in skipped if each.name not in ("no labels", "missing")]
 
 

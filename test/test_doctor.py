@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from hapo_ros import doctor
 from hapo_ros.devices import DeviceLost, DeviceReport
 from hapo_ros.devices import spacemouse as devices
 from hapo_ros.doctor import FAIL, OK, WARN, Check, Library
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def soon():
@@ -124,6 +127,16 @@ def test_rendering_that_fails_names_the_package(monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "no_such_backend")
     found = doctor._gl("simulation", soon())
     assert found.status == FAIL and "no_such_backend" in found.found and "libegl1" in found.fix
+
+
+def test_everyone_names_the_same_packages_for_rendering():
+    """The doctor and the simulation's error share them; what is installed has to be the same."""
+    packages = set(doctor.GL_PACKAGES.split())
+    setup = (ROOT / "scripts" / "setup.sh").read_text()
+    installed = set(re.findall(r"echo (lib(?:e?gl)[\w-]*)", setup))
+    assert installed == packages
+    (line,) = re.findall(r"^    libhidapi-hidraw0 (.*)$", (ROOT / "README.md").read_text(), re.M)
+    assert set(line.split()) == packages
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,44 @@ def test_every_library_that_is_imported_is_required():
             assert not missing, f"{path.relative_to(ROOT)} imports {missing}"
 
 
+ROSDEP = {  # requirement -> its rosdep key, where there is one
+    "numpy": "python3-numpy",
+    "opencv-python-headless": "python3-opencv",
+    "pillow": "python3-pil",
+    "pyyaml": "python3-yaml",
+    "rich": "python3-rich",
+    "ruamel-yaml": "python3-ruamel.yaml",
+    "scipy": "python3-scipy",
+    "termcolor": "python3-termcolor",
+    "tqdm": "python3-tqdm",
+}
+
+
+def test_every_requirement_is_a_rosdep_key_or_is_named_beside_it_in_the_readme():
+    required = {"robosuite"}
+    for file in ("core", "sim"):
+        text = (ROOT / "requirements" / f"{file}.txt").read_text()
+        required |= set(re.findall(r"^[a-z0-9-]+", text, re.M))
+    manifest = ElementTree.parse(ROOT / "package.xml").getroot()
+    keys = {each.text for each in manifest.findall("exec_depend")}
+    assert {key for key in keys if key.startswith("python3-")} == set(ROSDEP.values())
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    named = re.search(r"It has no key for ([^:]+):", readme)[1]
+    assert set(re.split(r", | and ", named)) == required - set(ROSDEP)
+
+
+def test_every_ros_package_that_is_depended_upon_is_used():
+    """diagnostic_msgs is for /diagnostics, which comes next."""
+    manifest = ElementTree.parse(ROOT / "package.xml").getroot()
+    depended = {each.text for each in manifest.findall("depend")} - {"diagnostic_msgs"}
+    used = {name.split(".")[0] for path in MODULES for name in imported_by(path)}
+    used |= set(re.findall(r"^(\w+)/", "".join(p.read_text() for p in INTERFACES), re.M))
+    used |= {"action_msgs", "builtin_interfaces"}  # what actions are made of
+    assert depended <= used
+    tests = {each.text for each in manifest.findall("test_depend")}
+    assert tests == {"launch_pytest", "python3-pytest", "python3-hypothesis"}
+
+
 def test_everything_installed_is_pinned():
     """Whatever pip put into this environment came from constraints/pypi.txt."""
 

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from hapo_ros.doctor import GL_PACKAGES
 from hapo_ros.sim.environment import Disturbance, Simulation, action_space
 from hapo_ros.sim.tasks import get_task
 
@@ -249,7 +250,7 @@ def test_images_without_a_gl_library_fail_with_what_to_install():
     )
     assert failed.returncode == 1
     assert "RuntimeError: Images cannot be rendered" in failed.stderr
-    assert "apt install libegl1 libegl-mesa0 libgl1-mesa-dri" in failed.stderr
+    assert f"`apt install {GL_PACKAGES}`" in failed.stderr
 
 
 def test_importing_the_simulation_loads_nothing_heavy():

@@ -21,7 +21,6 @@ ACTION_NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
 LINEAR_SCALE_M_S = 0.05 * CONTROL_HZ
 ANGULAR_SCALE_RAD_S = 0.5 * CONTROL_HZ
 NOTHING_APPLIED = np.array([0, 0, 0, 0, 0, 0, -1], np.float32)  # at a reset: still, opening
-GL_PACKAGES = "libegl1 libegl-mesa0 libgl1-mesa-dri"
 
 
 @dataclass(frozen=True)
@@ -256,6 +255,8 @@ def _make_camera_context(sim):
 
 
 def _no_gl(error: Exception) -> RuntimeError:
+    from hapo_ros.doctor import GL_PACKAGES
+
     backend = os.environ.get("MUJOCO_GL", "")
     return RuntimeError(
         f"Images cannot be rendered: MUJOCO_GL={backend} finds no usable GL library ({error}). "
