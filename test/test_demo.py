@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ros_graph import nothing_left_running, wait_for
 
-from hapo_ros.demo import DemoOptions, _move_aside
+from hapo_ros.demo import DemoOptions, _Graph, _move_aside
 from hapo_ros.episodes import open_episodes
 
 pytest.importorskip("rclpy")
@@ -122,3 +122,17 @@ def test_an_earlier_demo_is_moved_aside_and_nothing_else_is_touched(tmp_path, ca
 
 def test_the_takeovers_that_are_enough_are_never_more_than_were_asked_for():
     assert DemoOptions().enough == 8 and DemoOptions(takeovers=3).enough == 3
+
+
+def test_the_demo_counts_recorded_episodes_and_outlives_other_news():
+    graph = _Graph()
+    ended = {"event": "episode", "outcome": "success", "bag": "/bags/one"}
+    for event in (
+        {"event": "policy", "version": "1"},
+        {"event": "authority", "takeovers": 2},
+        {"event": "authority_lost", "text": "The arbiter is gone."},
+        ended | {"outcome": "", "bag": ""},
+        ended,
+    ):
+        graph.hear(event)
+    assert graph.episodes == [ended] and graph.takeovers == 2
