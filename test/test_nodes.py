@@ -169,6 +169,9 @@ UNITS = {
     "_m_s": "m/s",
     "_rad_s": "rad/s",
     "_mib": "MiB",
+    "_rad": "rad",
+    "_m_s2": "m/s2",
+    "_rad_s2": "rad/s2",
 }
 
 
@@ -643,7 +646,8 @@ PATIENT = {
 @pytest.fixture
 def around(start, probe, request):
     """An arbiter that waits long enough for this test, and its surroundings."""
-    start("arbiter", on_device_lost="continue", **(PATIENT | getattr(request, "param", {})))
+    given = {"on_device_lost": "continue"} | getattr(request, "param", {})
+    start("arbiter", **(PATIENT | given))
     return Around(probe)
 
 
