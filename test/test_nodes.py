@@ -233,6 +233,14 @@ def example(types, type_name: str):
         "EpisodeState": partial(
             messages.episode_state_message, stamp_ns=7, state=2, info=info, text="Wörter, 語"
         ),
+        "AppliedAction": lambda types: types.AppliedAction(
+            header=messages.header(types, 7),
+            episode_id="ep",
+            sequence=3,
+            tick=True,
+            applied=int(Applied.REFUSED),
+            action=types.sequence(action),
+        ),
         "StateVector": partial(
             messages.state_vector_message, names=["a", "bc"], values=[1.5, -0.0], stamp_ns=7
         ),

@@ -202,6 +202,7 @@ class Recorder(HapoNode):
     # Services
 
     def _on_start(self, request, response):
+        self._poll()  # what has come already counts, such as a fault
         response.ok = False
         if problem := self._start_problem(request):
             response.text = problem
