@@ -455,7 +455,7 @@ def test_the_recorder_refuses_to_start_without_a_sensor_and_names_it(
     wait_for(client.service_is_ready)
 
     def asked():
-        future = client.call_async(StartEpisode.Request(task="fold", source="deployment"))
+        future = client.call_async(StartEpisode.Request(task="fold", source="demonstration"))
         wait_for(future.done)
         return future.result()
 
