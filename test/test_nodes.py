@@ -942,7 +942,7 @@ def test_an_arbiter_that_was_restarted_before_the_first_decision_holds_too(start
     recorder = probe.publisher(topics.EPISODE_STATE)
     types = import_module("hapo_ros.nodes.common").ros_types()
     recorder.publish(messages.episode_state_message(types, time.time_ns(), 2, info))
-    start("arbiter", on_device_lost="continue", policy_deadline_s=0.5, tick_timeout_s=5.0)
+    start("arbiter", on_device_lost="continue", **(PATIENT | {"tick_timeout_s": 5.0}))
     around = Around(probe)
     around.tick(0)
     around.answer(0)

@@ -266,7 +266,7 @@ def run(
     made, which takes seconds where much is loaded, a signal ends that at once.
     """
     rclpy.init(args=argv, signal_handler_options=SignalHandlerOptions.NO)
-    stop, node, code = SimpleNamespace(asked=False), None, 0
+    stop, node, executor, code = SimpleNamespace(asked=False), None, None, 0
 
     def ask(_signal, _frame):
         first, stop.asked = not stop.asked, True
@@ -294,6 +294,9 @@ def run(
         if node is not None:
             node.shut_down()
             node.destroy_node()
+            # Before the context: destroyed by chance after it, its guard condition complains.
+            if executor is not None:
+                executor.shutdown(timeout_sec=1.0)
             if code == 0:
                 node.ended_well()
         rclpy.try_shutdown()
