@@ -22,7 +22,7 @@ test-ros: ## the tests that need ROS 2's launch: after `colcon build`, with its 
 	importable. Source ROS 2 and the workspace (. install/setup.bash), then run make test-ros again."; exit 1; }
 	@cd test && python3 -m pytest -v ros
 
-base-policy: setup ## make the shipped base policy anew, into runs/base and models/lift_base (20 minutes)
+base-policy: setup ## make the shipped base policy anew, into runs/base, and compare (20 minutes)
 	@$(CLEANLY) .venv/bin/python benchmarks/base_policy.py
 
 lint: setup ## ruff, as pre-commit runs it
