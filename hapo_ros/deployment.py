@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hapo_ros.parameters import PARAMETERS, read_file
 from hapo_ros.policies.promoted import current, written_ns
 from hapo_ros.resources import resource
 from hapo_ros.robots import config as robots
@@ -137,9 +138,11 @@ def _complete(arguments: Mapping[str, str]) -> dict[str, str]:
                 f"{argument.name}:={values[argument.name]} is not known. Nothing is started. Use "
                 f"one of: {', '.join(argument.choices)}."
             )
+    operator = {parameter.name: parameter for parameter in PARAMETERS["simulated_operator"]}
     for name in ("episodes", "takeovers", "first_seed"):
-        if not values[name].isdecimal():
-            raise ValueError(f"{name} must be a whole number >= 0, not {values[name]!r}.")
+        value = int(values[name]) if values[name].isdecimal() else values[name]
+        if problem := operator[name].problem(value):
+            raise ValueError(f"{problem} Nothing is started.")
     return values
 
 
@@ -155,6 +158,7 @@ def describe(arguments: Mapping[str, str] | None = None) -> Deployment:
         raise FileNotFoundError(
             f"There is no configuration {parameter_file}. Nothing is started. Give config:=FILE."
         )
+    in_file = read_file(parameter_file)
     checkpoints = Path(values["checkpoints"]).resolve()
     policy = values["policy"] or current(checkpoints) or resource("models/lift_base")
     policy = Path(policy).resolve()
@@ -174,7 +178,13 @@ def describe(arguments: Mapping[str, str] | None = None) -> Deployment:
     arbiter = mode | {"readers": 2 if lock_step else 0} | _arbiter(values, robot)
     operator = _operator(values, robot, lock_step)
     hand = (operator[0].name, operator[0].parameters) if operator else None
-    settings = of_deployment(values["robot"], values["operator"], parameter_file, arbiter, hand)
+    try:
+        settings = of_deployment(values["robot"], values["operator"], in_file, arbiter, hand)
+    except ValueError as error:
+        raise ValueError(
+            f"{parameter_file} cannot be used: {error}. Nothing is started. Mend it, or leave "
+            "config:= out."
+        ) from error
     if robot is not None:
         settings["robot_dry_run"] = values["robot_dry_run"]
     nodes = [

@@ -6,7 +6,6 @@ import py_compile
 import runpy
 import sys
 from dataclasses import asdict, replace
-from importlib import import_module
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -20,6 +19,7 @@ from ruamel.yaml import YAML
 from hapo_ros.arbitration import ArbiterConfig
 from hapo_ros.deployment import ARGUMENTS, Deployment, NodeSpec, Restart, describe, parse
 from hapo_ros.devices import DeviceLost, spacemouse
+from hapo_ros.parameters import PARAMETERS
 from hapo_ros.policies import checkpoint
 from hapo_ros.policies.promoted import set_current, written_ns
 from hapo_ros.policies.tiny_vla import Normalisation, TinyVla, TinyVlaConfig
@@ -426,10 +426,12 @@ def test_what_does_not_go_together_with_a_robot_is_refused(policy, state_policy)
         ({"instruction": "fold it"}, ValueError, "instruction:= is for a robot"),
         ({"lock_step": "yes"}, ValueError, "lock_step:=yes is not known"),
         ({"optimizer": "True"}, ValueError, "optimizer:=True is not known"),
-        ({"episodes": "ten"}, ValueError, "episodes must be a whole number >= 0, not 'ten'"),
+        ({"episodes": "ten"}, ValueError, "episodes must be a whole number, not 'ten'"),
         ({"episodes": "-1"}, ValueError, "episodes must be a whole number"),
         ({"takeovers": "1.5"}, ValueError, "takeovers must be a whole number"),
         ({"first_seed": ""}, ValueError, "first_seed must be a whole number"),
+        ({"episodes": "0"}, ValueError, "episodes must lie in 1..1e+06, not 0. Nothing is started"),
+        ({"first_seed": str(1 << 40)}, ValueError, "first_seed must lie in 0.."),
         ({"config": "nowhere.yaml"}, FileNotFoundError, "no configuration nowhere.yaml"),
         ({"policy": "nowhere"}, FileNotFoundError, "does not exist"),
     ],
@@ -454,7 +456,6 @@ def test_a_bag_says_what_the_configuration_says_of_arbiter_and_operator(policy, 
         "arbiter: {ros__parameters: {handback: release, tick_timeout_s: 0.3}}\n"
         "/simulated_operator: {ros__parameters: {patience_steps: 8, noise: 0.0}}\n"
         "keyboard: {ros__parameters: {deflection: 0.3}}\n"
-        "other: {namespace: {ros__parameters: {max_step_m: 0.01}}}\n"
     )
 
     def settings(operator):
@@ -472,23 +473,88 @@ def test_a_bag_says_what_the_configuration_says_of_arbiter_and_operator(policy, 
     assert settings("none")["arbiter"]["on_device_lost"] == "continue"
 
 
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("arbiter: [", "cannot be used"),
-        ("arbiter", "cannot be used"),
-        ("arbiter: {ros__parameters: {handback: sometimes}}", "handback must be button"),
-        ("arbiter: {ros__parameters: {max_step_m: fast}}", "cannot be used"),
-        ("simulated_operator: {ros__parameters: {noise: -1}}", "noise must not be negative"),
-    ],
-)
-def test_a_configuration_that_cannot_be_used_is_refused_before_anything_starts(
+BAD_FILES = {
+    "no YAML": ("arbiter: [", "it is no YAML (while parsing"),
+    "a binary file": ("\x00\x01", "it is no YAML"),
+    "no sections": ("- arbiter", "it holds no sections."),
+    "an unknown node": (
+        "arbitre: {ros__parameters: {}}",
+        "there is no node 'arbitre'; perhaps 'arbiter' is meant.",
+    ),
+    "a node in a namespace that there is not": (
+        "/robot/arbiter: {ros__parameters: {}}",
+        "there is no node '/robot/arbiter'",
+    ),
+    "no ros__parameters": ("arbiter: {status_hz: 5.0}", "the section 'arbiter' is not understood"),
+    "parameters that are none": ("arbiter: {ros__parameters: [1]}", "'arbiter' is not understood"),
+    "a misspelt parameter": (
+        "arbiter: {ros__parameters: {policy_dedline_s: 0.1}}",
+        "has no parameter 'policy_dedline_s'; perhaps 'policy_deadline_s' is meant.",
+    ),
+    "another node's parameter": (
+        "policy: {ros__parameters: {handback: release}}",
+        "has no parameter 'handback'. There are: checkpoint, promoted",
+    ),
+    "no parameter of any": ("/**: {ros__parameters: {speed: 1.0}}", "has no parameter 'speed'"),
+    "out of range": (
+        "arbiter: {ros__parameters: {policy_deadline_s: 9.0}}",
+        "policy_deadline_s must lie in 0.001..1 s, not 9.0.",
+    ),
+    "one of many out of range": (
+        "arbiter: {ros__parameters: {max_speed_m_s: [0.5, 0.5, 99.0]}}",
+        "max_speed_m_s must lie in",
+    ),
+    "too few numbers": (
+        "arbiter: {ros__parameters: {max_speed_m_s: [0.5]}}",
+        "max_speed_m_s must be 3 numbers, not 1.",
+    ),
+    "a number for a list": (
+        "arbiter: {ros__parameters: {max_speed_m_s: 0.5}}",
+        "max_speed_m_s must be a list, not 0.5.",
+    ),
+    "a whole number for a real one": (
+        "arbiter: {ros__parameters: {status_hz: 5}}",
+        "status_hz must be a number with a decimal point, such as 1.0, not 5.",
+    ),
+    "text for a number": (
+        "recorder: {ros__parameters: {min_free_mib: plenty}}",
+        "min_free_mib must be a whole number, not 'plenty'.",
+    ),
+    "no choice": (
+        "arbiter: {ros__parameters: {handback: never}}",
+        "handback must be one of button, release, deadman, not 'never'.",
+    ),
+    "what does not go together": (
+        "arbiter: {ros__parameters: {release_threshold: 0.5}}",
+        "release_threshold < takeover_threshold",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "says"), BAD_FILES.values(), ids=BAD_FILES)
+def test_a_configuration_that_cannot_be_used_is_a_sentence_before_anything_starts(
     policy, tmp_path, text, says
 ):
-    config = tmp_path / "nodes.yaml"
-    config.write_text(text)
-    with pytest.raises(ValueError, match=f"(?s){says}.*Nothing is started"):
-        deploy(policy, config=str(config), operator="simulated")
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError) as caught:
+        describe({"policy": str(policy), "config": str(file)})
+    assert str(caught.value).startswith(f"{file} cannot be used: ") and says in str(caught.value)
+    assert str(caught.value).endswith("Nothing is started. Mend it, or leave config:= out.")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "# nothing yet"]
+    + ["arbiter: {ros__parameters: }", "arbiter: {ros__parameters: {status_hz: 4e-0}}"]
+    + ["/**: {ros__parameters: {lock_step: true}}", "/arbiter: {ros__parameters: {}}"]
+    + ["keyboard: {ros__parameters: {deflection: 0.3}}"],
+)
+def test_a_configuration_that_the_nodes_take_is_taken(policy, tmp_path, text):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    deployment = describe({"policy": str(policy), "config": str(file)})
+    assert deployment.parameter_file == file
 
 
 def test_a_folder_is_no_configuration(policy, tmp_path):
@@ -546,8 +612,7 @@ def test_every_executable_is_a_script_and_a_module_with_a_main(policy, state_pol
 
 
 def declared(node: str) -> dict:
-    parameters = import_module(f"hapo_ros.nodes.{node}").PARAMETERS
-    return {parameter.name: parameter for parameter in parameters}
+    return {parameter.name: parameter for parameter in PARAMETERS[node]}
 
 
 def check_parameters(node: str, given: dict) -> None:

@@ -17,6 +17,7 @@ from hapo_ros import labels, topics
 from hapo_ros.arbitration import Applied, Authority, Event, PolicyCommand, Reason, Tick
 from hapo_ros.episodes import EpisodeInfo, EpisodeReader, Observation, messages
 from hapo_ros.episodes.interfaces import OWN_PACKAGE, bag_types, from_cdr, interface_folder, to_cdr
+from hapo_ros.parameters import PARAMETERS
 
 pytest.importorskip("rclpy")
 pytest.importorskip("hapo_ros.msg", exc_type=ImportError)
@@ -98,6 +99,17 @@ def test_what_cannot_be_used_stops_a_node_at_its_start_with_a_sentence(
     assert said in log and log.count("\n") <= 3, log
 
 
+def test_a_parameter_file_that_is_no_yaml_stops_a_node_at_its_start_with_a_sentence(
+    start, tmp_path
+):
+    file = tmp_path / "mine.yaml"
+    file.write_text("arbiter: [")
+    process = start("arbiter", "--params-file", str(file))
+    assert process.wait(60) == 1
+    log = process.log.read_text()
+    assert "[FATAL]" in log and str(file) in log and "The node does not start." in log
+
+
 def test_a_second_node_of_the_same_name_ends_at_once_and_names_the_first(start, probe):
     first = start("arbiter")
     executed = probe.listen(topics.EXECUTED_ACTION)
@@ -177,7 +189,7 @@ UNITS = {
 
 @pytest.mark.parametrize("name", NODES)
 def test_every_parameter_says_what_it_is_in_which_unit_and_range(name):
-    for parameter in import_module(f"hapo_ros.nodes.{name}").PARAMETERS:
+    for parameter in PARAMETERS[name]:
         assert parameter.text and parameter.text[0].isupper(), parameter
         assert not parameter.problem(parameter.default), parameter
         number = isinstance(parameter.default, int | float)

@@ -15,6 +15,7 @@ from hapo_ros import cli, labels, topics
 from hapo_ros.arbitration import TRANSITIONS, Event, Trigger
 from hapo_ros.deployment import ARGUMENTS, describe, parse
 from hapo_ros.learning.methods import METHODS, resolve
+from hapo_ros.parameters import PARAMETERS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -38,7 +39,7 @@ def parameter_table(node: str) -> str:
     nodes = (*describe(simulated | {"robot": "simulated"}).nodes, *describe(simulated).nodes)
     spec = {n.name: n for n in nodes}.get(node)
     rows = ["| parameter | default | range | what it is |", "| --- | --- | --- | --- |"]
-    for parameter in import_module(f"hapo_ros.nodes.{node}").PARAMETERS:
+    for parameter in PARAMETERS[node]:
         bounds = ", ".join(f"`{choice}`" for choice in parameter.choices)
         if parameter.minimum is not None and parameter.maximum is not None:
             bounds = (

@@ -13,7 +13,6 @@ from std_msgs.msg import Bool
 
 from hapo_ros import topics
 from hapo_ros.arbitration import (
-    OPEN_M,
     Arbiter,
     ArbiterConfig,
     Authority,
@@ -36,91 +35,12 @@ from hapo_ros.nodes.common import (
     STATUS,
     FatalError,
     HapoNode,
-    Parameter,
     run,
 )
 from hapo_ros.nodes.polling import OnlySpeaker
+from hapo_ros.parameters import PARAMETERS
 from hapo_ros.srv import RequestAuthority
 
-
-def _core(name: str, text: str, unit: str = "", low=None, high=None, choices=()) -> Parameter:
-    """A parameter that is a field of :class:`ArbiterConfig`, with its default."""
-    default = getattr(_DEFAULTS, name)
-    default = list(default) if isinstance(default, tuple) else default
-    return Parameter(name, default, text, unit, low, high, choices)
-
-
-_DEFAULTS = ArbiterConfig()
-PARAMETERS = (
-    Parameter("lock_step", False, "Decide only when every input of the tick is there (simulation)"),
-    _core("control_period_s", "Time between ticks", "s", 0.002, 1.0),
-    Parameter(
-        "policy_deadline_s", 0.04, "Longest wait for the policy after a tick", "s", 0.001, 1.0
-    ),
-    Parameter("tick_timeout_s", 0.25, "Without a tick for this long, own timer", "s", 0.01, 10.0),
-    Parameter(
-        "stamp_tolerance_s",
-        5.0,
-        "In real time, ticks and reports stamped further from now are refused",
-        "s",
-        0.1,
-        1e6,
-    ),
-    Parameter("status_hz", 5.0, "Rate of AuthorityStatus beside changes", "Hz", 0.5, 50.0),
-    Parameter(
-        "readers", 0, "Readers of ExecutedAction to wait for before the first decision", "", 0, 10
-    ),
-    _core("linear_scale_m_s", "Speed of action 1", "m/s", 1e-3, 10.0),
-    _core("angular_scale_rad_s", "Rate of action 1", "rad/s", 1e-3, 50.0),
-    _core("max_speed_m_s", "Largest speed along x, y, z", "m/s", 1e-4, 10.0),
-    _core("max_rate_rad_s", "Largest rate of roll, pitch, yaw", "rad/s", 1e-4, 50.0),
-    _core("max_step_m", "Longest way in one control period", "m", 1e-5, 1.0),
-    _core("max_step_rad", "Largest turn in one control period", "rad", 1e-5, 10.0),
-    _core(
-        "max_acceleration_m_s2",
-        "How fast the speed may grow; 0: any. A stop is at once",
-        "m/s2",
-        0,
-        1e3,
-    ),
-    _core("max_acceleration_rad_s2", "The same of the rate", "rad/s2", 0, 1e4),
-    _core(
-        "workspace_min_m",
-        "Lower corner of the box that the hand is kept in",
-        "m",
-        -OPEN_M,
-        OPEN_M,
-    ),
-    _core("workspace_max_m", "Upper corner; a side at 1000 m is open", "m", -OPEN_M, OPEN_M),
-    _core(
-        "operator_frame",
-        "Whose axes the operator's motion is in",
-        choices=("base", "tool", "camera"),
-    ),
-    _core(
-        "camera_rotation",
-        "Quaternion x y z w of the camera (x into the image, y left, z up) in the base",
-        "",
-        -1.0,
-        1.0,
-    ),
-    Parameter("operator_frame_id", "base_link", "Frame that the operator's twist must be in"),
-    _core("takeover_threshold", "Deflection that takes over", "", 0.01, 0.99),
-    _core("release_threshold", "Below it the cap is neutral", "", 0.005, 0.98),
-    _core("handback", "How the operator hands back", choices=("button", "release", "deadman")),
-    _core("release_after_s", "Neutral for this long hands back", "s", 0.05, 10.0),
-    _core("min_dwell_s", "Least time between hand-overs", "s", 0.0, 5.0),
-    _core("gripper_button", "Button of the gripper", "", 0, 31),
-    _core(
-        "gripper_mode", "A press toggles it, or it is closed while held", choices=("toggle", "hold")
-    ),
-    _core("authority_button", "Button that takes over and hands back", "", 0, 31),
-    _core("device_timeout_s", "Silence after which the device is lost", "s", 0.02, 10.0),
-    _core("on_device_lost", "While the policy has control", choices=("hold", "continue")),
-    _core(
-        "max_policy_failures", "Policy steps late or refused in a row before a hold", "", 1, 1000
-    ),
-)
 _STATES_WITHOUT_EPISODE = (
     EpisodeState.IDLE,
     EpisodeState.CLOSING,
@@ -132,12 +52,12 @@ class ArbiterNode(HapoNode):
     """Collects the inputs of a tick, asks the core, publishes the decision."""
 
     def __init__(self):
-        super().__init__("arbiter", PARAMETERS)
+        super().__init__("arbiter", PARAMETERS["arbiter"])
         self._started_ns = self.ros_now_ns()
         own = vars(self.parameters)
         try:
             self.core = Arbiter(
-                ArbiterConfig(**{k: v for k, v in own.items() if hasattr(_DEFAULTS, k)})
+                ArbiterConfig(**{k: v for k, v in own.items() if hasattr(ArbiterConfig, k)})
             )
         except ValueError as error:
             raise FatalError(f"{error}. The arbiter does not start. Mend config/.") from error

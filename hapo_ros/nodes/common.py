@@ -1,16 +1,13 @@
 """What every node shares: parameters, QoS, message classes, clocks, and a clean way to end."""
 
-import array
 import fcntl
 import json
-import math
 import os
 import signal
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -42,6 +39,7 @@ from rclpy.qos import (
 from rclpy.signals import SignalHandlerOptions
 
 from hapo_ros.episodes.interfaces import CLASSES, ros_sequence
+from hapo_ros.parameters import Parameter
 
 RECORD = QoSProfile(depth=200, reliability=ReliabilityPolicy.RELIABLE)
 IMAGES = QoSProfile(depth=20, reliability=ReliabilityPolicy.RELIABLE)
@@ -72,45 +70,6 @@ STATUS = QoSProfile(
 
 class FatalError(Exception):
     """The node cannot go on; the message is a sentence for the operator. It ends with exit 1."""
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """A node parameter. The type is the default's; ``unit`` is "" for plain numbers and names."""
-
-    name: str
-    default: object
-    text: str
-    unit: str = ""
-    minimum: float | None = None
-    maximum: float | None = None
-    choices: Sequence[str] = ()
-
-    @property
-    def description(self) -> str:
-        parts = [self.text]
-        if self.unit:
-            parts.append(f"[{self.unit}]")
-        if self.choices:
-            parts.append(f"one of {', '.join(self.choices)}")
-        return " ".join(parts)
-
-    def problem(self, value) -> str:
-        """Why ``value`` cannot be used, as a sentence; empty if it can. A range is that of each."""
-        if self.choices and value not in self.choices:
-            return f"{self.name} must be one of {', '.join(self.choices)}, not {value!r}."
-        if isinstance(value, list | tuple | array.array):
-            if len(value) != len(self.default) and isinstance(self.default[0], float):
-                return f"{self.name} must be {len(self.default)} numbers, not {len(value)}."
-            return next(filter(None, map(self.problem, value)), "")
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            return ""
-        low = -math.inf if self.minimum is None else self.minimum
-        high = math.inf if self.maximum is None else self.maximum
-        if not low <= value <= high:
-            unit = f" {self.unit}" if self.unit else ""
-            return f"{self.name} must lie in {low:g}..{high:g}{unit}, not {value}."
-        return ""
 
 
 def _lock_name(node: str, domain: int):
@@ -265,7 +224,6 @@ def run(
     would end the context first. A second signal changes nothing. While the node is still being
     made, which takes seconds where much is loaded, a signal ends that at once.
     """
-    rclpy.init(args=argv, signal_handler_options=SignalHandlerOptions.NO)
     stop, node, executor, code = SimpleNamespace(asked=False), None, None, 0
 
     def ask(_signal, _frame):
@@ -277,6 +235,7 @@ def run(
         signal.signal(number, ask)
 
     try:
+        _join_ros(argv)
         node = make_node()
         executor = SingleThreadedExecutor() if threads == 1 else MultiThreadedExecutor(threads)
         executor.add_node(node)
@@ -301,6 +260,15 @@ def run(
                 node.ended_well()
         rclpy.try_shutdown()
     return code
+
+
+def _join_ros(argv: Sequence[str] | None) -> None:
+    try:
+        rclpy.init(args=argv, signal_handler_options=SignalHandlerOptions.NO)
+    except Exception as error:
+        # rclpy raises several unrelated types here; a bad file or argument is the usual reason.
+        what = str(error).partition("\n")[0]
+        raise FatalError(f"{what}. The node does not start. Mend its arguments.") from error
 
 
 def _complain(node: Node | None, sentence: str) -> None:

@@ -33,14 +33,11 @@ from hapo_ros import jsonlines, topics
 from hapo_ros.action import LoadPolicy, Optimize
 from hapo_ros.episodes import messages
 from hapo_ros.msg import AuthorityStatus, EpisodeState
-from hapo_ros.nodes.common import LATCHED, STATUS, HapoNode, Parameter, run
+from hapo_ros.nodes.common import LATCHED, STATUS, HapoNode, run
 from hapo_ros.nodes.polling import UNWATCHED, never, taken
+from hapo_ros.parameters import PARAMETERS
 from hapo_ros.srv import DiscardEpisode, EndEpisode, RequestAuthority, StartEpisode
 
-PARAMETERS = (
-    Parameter("server_timeout_s", 10.0, "Longest wait for a server to appear", "s", 0.1, 600.0),
-    Parameter("console", False, "Tell of device, observations and diagnostics too"),
-)
 DEVICE_S = 0.1  # between two events of the device, which reports at up to 500 Hz
 NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 _SERVICES = {
@@ -59,7 +56,7 @@ class Gateway(HapoNode):
     """Relays calls from stdin to the graph, and news from the graph to stdout."""
 
     def __init__(self):
-        super().__init__(f"gateway_{os.getpid()}", PARAMETERS)  # one for each who asks
+        super().__init__(f"gateway_{os.getpid()}", PARAMETERS["gateway"])  # one for each who asks
         self._lines: queue.Queue[str | None] = queue.Queue()
         self._waiting = []  # (deadline, client, start) of calls whose server is not there yet
         self._goals = {}  # id -> goal handle, for cancel

@@ -4,29 +4,16 @@ from collections.abc import Sequence
 
 from hapo_ros.devices import DeviceLost
 from hapo_ros.devices.keyboard import HELP, Keys, Terminal
-from hapo_ros.nodes.common import FatalError, Parameter, run
-from hapo_ros.nodes.spacemouse import OPERATOR_PARAMETERS, OperatorNode
-
-PARAMETERS = (
-    *OPERATOR_PARAMETERS,
-    Parameter("deflection", 0.5, "Deflection of an axis while its key is held", "", 0.2, 1.0),
-    Parameter("hold_s", 0.15, "A repeated key holds its axis for this long", "s", 0.05, 1.0),
-    Parameter(
-        "first_hold_s",
-        0.15,
-        "So does the first press; the terminal's repeat delay makes held keys move without a pause",
-        "s",
-        0.05,
-        1.0,
-    ),
-)
+from hapo_ros.nodes.common import FatalError, run
+from hapo_ros.nodes.spacemouse import OperatorNode
+from hapo_ros.parameters import PARAMETERS
 
 
 class KeyboardNode(OperatorNode):
     """Publishes the keys' axes and buttons at a fixed rate until q is pressed."""
 
     def __init__(self):
-        super().__init__("keyboard", PARAMETERS)
+        super().__init__("keyboard", PARAMETERS["keyboard"])
         own = self.parameters
         self._keys = Keys(own.deflection, own.hold_s, own.first_hold_s)
         self.every(1.0 / own.rate_hz, self._publish)

@@ -24,10 +24,10 @@ from hapo_ros.nodes.common import (
     RECORD,
     FatalError,
     HapoNode,
-    Parameter,
     message_class,
     run,
 )
+from hapo_ros.parameters import PARAMETERS
 from hapo_ros.robots import config
 from hapo_ros.robots.assembly import Assembler, EpisodeTicks
 from hapo_ros.robots.inputs import (
@@ -45,29 +45,12 @@ SENSOR = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
 TF = QoSProfile(depth=100, reliability=ReliabilityPolicy.BEST_EFFORT)
 TF_STATIC = QoSProfile(depth=100, durability=LATCHED.durability)
 
-PARAMETERS = (
-    Parameter("robot", "", "Robot of config/robots, or its YAML file"),
-    Parameter("task", "", "Task of the episodes"),
-    Parameter("instruction", "", "What the policy is told"),
-    Parameter("cameras", [""], "Cameras of the robot that are observed; [''] for none"),
-    Parameter(
-        "tick_readers",
-        ["policy", "arbiter", "recorder", "robot_output"],
-        "Nodes that have to read the ticks before an episode begins; [''] for none",
-    ),
-    Parameter(
-        "image_readers",
-        ["policy", "recorder"],
-        "Nodes that have to read the images before an episode begins; [''] for none",
-    ),
-)
-
 
 class ObservationAssembler(HapoNode):
     """Assembles observations, and numbers them within an episode."""
 
     def __init__(self):
-        super().__init__("observation_assembler", PARAMETERS)
+        super().__init__("observation_assembler", PARAMETERS["observation_assembler"])
         own = self.parameters
         self._cameras = [camera for camera in own.cameras if camera]
         try:

@@ -13,22 +13,16 @@ from rclpy.callback_groups import ReentrantCallbackGroup
 
 from hapo_ros import jsonlines, processes, topics
 from hapo_ros.action import Optimize
-from hapo_ros.nodes.common import HapoNode, Parameter, run
+from hapo_ros.nodes.common import HapoNode, run
+from hapo_ros.parameters import PARAMETERS
 from hapo_ros.supervisor import executable
-
-PARAMETERS = (
-    Parameter(
-        "cancel_grace_s", 10.0, "Time for a cancelled training to end by itself", "s", 0.1, 120.0
-    ),
-    Parameter("niceness", 5, "How much the training gives way to the robot's processes", "", 0, 19),
-)
 
 
 class Optimizer(HapoNode):
     """The Optimize action; one goal at a time."""
 
     def __init__(self):
-        super().__init__("optimizer", PARAMETERS)
+        super().__init__("optimizer", PARAMETERS["optimizer"])
         self._lock = threading.Lock()
         self._child: subprocess.Popen | None = None
         self._busy = False

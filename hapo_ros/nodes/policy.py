@@ -21,24 +21,12 @@ from hapo_ros.nodes.common import (
     RECORD,
     FatalError,
     HapoNode,
-    Parameter,
     run,
 )
 from hapo_ros.nodes.joining import TickJoiner
+from hapo_ros.parameters import PARAMETERS
 from hapo_ros.policies.base import finite_act, form
 from hapo_ros.policies.promoted import current
-
-PARAMETERS = (
-    Parameter("checkpoint", "", "Folder of the checkpoint to serve"),
-    Parameter(
-        "promoted", "", "Folder whose current.json names what to serve instead, if it is there"
-    ),
-    Parameter("promoted_after_ns", 0, "Only if it was written after this time", "ns", 0, 1 << 62),
-    Parameter("threads", 1, "Threads of inference", "", 1, 64),
-    Parameter(
-        "readers", 0, "Readers of PolicyAction to wait for before the first answer", "", 0, 10
-    ),
-)
 
 
 def load_policy(folder: str, tell=lambda stage: None):
@@ -59,7 +47,7 @@ class PolicyNode(HapoNode):
     """Serves one checkpoint."""
 
     def __init__(self):
-        super().__init__("policy", PARAMETERS)
+        super().__init__("policy", PARAMETERS["policy"])
         import torch
 
         torch.set_num_threads(self.parameters.threads)

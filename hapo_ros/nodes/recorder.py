@@ -25,23 +25,13 @@ from hapo_ros.nodes.common import (
     STATUS,
     FatalError,
     HapoNode,
-    Parameter,
     message_class,
     run,
 )
 from hapo_ros.nodes.polling import UNWATCHED, never, taken
+from hapo_ros.parameters import PARAMETERS
 from hapo_ros.srv import DiscardEpisode, EndEpisode, StartEpisode
 
-PARAMETERS = (
-    Parameter("root", "runs/bags", "Folder of the episodes"),
-    Parameter("cameras", ["agentview", "wrist"], "Cameras to record; [''] for none"),
-    Parameter("object_state", False, "Record the object state too"),
-    Parameter("operator", True, "Record the operator's device; false: there is none"),
-    Parameter("lock_step", True, "Log time is the time of the tick (simulation)"),
-    Parameter("close_timeout_s", 0.8, "Longest wait for the last messages", "s", 0.0, 30.0),
-    Parameter("min_free_mib", 500, "Free space an episode needs to start", "MiB", 0, 1 << 20),
-    Parameter("settings_json", "{}", "Settings of the deployment, for episode/info"),
-)
 POLL_S = 0.03
 # Deeper than a reader of the present status needs: every one is recorded.
 EVERY_STATUS = QoSProfile(
@@ -56,7 +46,7 @@ class Recorder(HapoNode):
     """Services of the episode, and its bag."""
 
     def __init__(self):
-        super().__init__("recorder", PARAMETERS)
+        super().__init__("recorder", PARAMETERS["recorder"])
         own = self.parameters
         self._root = Path(own.root)
         cameras = [camera for camera in own.cameras if camera]

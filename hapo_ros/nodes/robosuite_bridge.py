@@ -15,40 +15,19 @@ from hapo_ros.arbitration import Applied, Tick
 from hapo_ros.arbitration.limits import hold, valid_action
 from hapo_ros.episodes import messages
 from hapo_ros.msg import EpisodeState, ExecutedAction, ObservationTick, StateVector
-from hapo_ros.nodes.common import IMAGES, LATCHED, RECORD, FatalError, HapoNode, Parameter, run
+from hapo_ros.nodes.common import IMAGES, LATCHED, RECORD, FatalError, HapoNode, run
+from hapo_ros.parameters import PARAMETERS
 from hapo_ros.sim.environment import Simulation, action_space
 from hapo_ros.sim.tasks import get_task
 
 RESEND_S = 1.0
-
-PARAMETERS = (
-    Parameter("task", "Lift", "Task to simulate"),
-    Parameter("cameras", ["agentview", "wrist"], "Cameras to render; [''] for none"),
-    Parameter("image_size", 84, "Height and width of the images", "px", 16, 1024),
-    Parameter("object_state", False, "Publish the object state, for state-based policies"),
-    Parameter("lock_step", True, "Wait for every decision instead of running in real time"),
-    Parameter("control_period_s", 0.05, "Time between ticks", "s", 0.05, 0.05),
-    Parameter(
-        "tick_readers",
-        ["policy", "arbiter", "recorder", "simulated_operator"],
-        "Nodes that have to read the ticks before an episode begins; [''] for none",
-    ),
-    Parameter(
-        "image_readers",
-        ["policy", "recorder"],
-        "Nodes that have to read the images before an episode begins; [''] for none",
-    ),
-    Parameter(
-        "decision_timeout_s", 30.0, "Longest wait for a decision in lock-step", "s", 1.0, 3600.0
-    ),
-)
 
 
 class RobosuiteBridge(HapoNode):
     """One robosuite task on the graph."""
 
     def __init__(self):
-        super().__init__("robosuite_bridge", PARAMETERS)
+        super().__init__("robosuite_bridge", PARAMETERS["robosuite_bridge"])
         own = self.parameters
         cameras = tuple(camera for camera in own.cameras if camera)
         try:

@@ -17,15 +17,11 @@ from hapo_ros import topics
 from hapo_ros.arbitration import Applied
 from hapo_ros.episodes import messages
 from hapo_ros.msg import AppliedAction, ExecutedAction, ObservationTick
-from hapo_ros.nodes.common import RECORD, FatalError, HapoNode, Parameter, run
+from hapo_ros.nodes.common import RECORD, FatalError, HapoNode, run
+from hapo_ros.parameters import PARAMETERS
 from hapo_ros.robots import config
 from hapo_ros.robots.commands import NO_MOTION, gripper_value
 from hapo_ros.robots.output import Command, RobotOutput
-
-PARAMETERS = (
-    Parameter("robot", "", "Robot of config/robots, or its YAML file"),
-    Parameter("dry_run", False, "Send the robot nothing; show on robot/dry_run what would be sent"),
-)
 
 
 def command_qos(timeout_s: float) -> QoSProfile:
@@ -43,7 +39,7 @@ class RobotOutputNode(HapoNode):
     """Commands one robot."""
 
     def __init__(self):
-        super().__init__("robot_output", PARAMETERS)
+        super().__init__("robot_output", PARAMETERS["robot_output"])
         own = self.parameters
         try:
             self._robot = robot = config.load(own.robot)

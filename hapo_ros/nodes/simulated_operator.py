@@ -14,40 +14,14 @@ from hapo_ros import topics
 from hapo_ros.arbitration import Authority
 from hapo_ros.episodes import messages
 from hapo_ros.msg import EpisodeState, ObservationTick, StateVector
-from hapo_ros.nodes.common import COMMAND, LATCHED, RECORD, FatalError, HapoNode, Parameter, run
+from hapo_ros.nodes.common import COMMAND, LATCHED, RECORD, FatalError, HapoNode, run
 from hapo_ros.nodes.joining import TickJoiner
+from hapo_ros.parameters import PARAMETERS
 from hapo_ros.sim.operator import EndEpisode as End
 from hapo_ros.sim.operator import OperatorConfig, OperatorOutput, SimulatedOperator
 from hapo_ros.sim.tasks import get_task
 from hapo_ros.srv import DiscardEpisode, EndEpisode, StartEpisode
 
-_DEFAULTS = OperatorConfig()
-PARAMETERS = (
-    Parameter("task", "Lift", "Task of the episodes"),
-    Parameter("source", "deployment", "What is recorded", choices=("deployment", "demonstration")),
-    Parameter("lock_step", True, "Answer every tick with its own stamp"),
-    Parameter("episodes", 10, "Episodes to run, at most", "", 1, 1_000_000),
-    Parameter("takeovers", 0, "Stop after this many takeovers; 0: never", "", 0, 1_000_000),
-    Parameter("first_seed", 1, "Seed of the first episode; the next ones count up", "", 0, 1 << 31),
-    Parameter("start_timeout_s", 60.0, "Longest wait for an episode to start", "s", 1.0, 600.0),
-    Parameter("readers", 2, "Readers of the device to wait for", "", 0, 10),
-    Parameter(
-        "patience_steps",
-        _DEFAULTS.patience_steps,
-        "Steps without progress before it takes over",
-        "",
-        1,
-        10_000,
-    ),
-    Parameter("progress_m", _DEFAULTS.progress_m, "What counts as progress", "m", 0.0, 1.0),
-    Parameter("second_chances", _DEFAULTS.second_chances, "Falls that do not count", "", 0, 100),
-    Parameter("reaction_steps", _DEFAULTS.reaction_steps, "Largest reaction delay", "", 0, 100),
-    Parameter(
-        "noise", _DEFAULTS.noise, "Standard deviation of the hand, full scale 1", "", 0.0, 1.0
-    ),
-    Parameter("finish", _DEFAULTS.finish, "Finish the task instead of handing back"),
-    Parameter("success_steps", _DEFAULTS.success_steps, "Ticks of success that end it", "", 1, 100),
-)
 _AT_REST = OperatorOutput(np.zeros(6, np.float32), (0, 0), np.zeros(6))
 _REPORT_S = 0.05  # in real time a device reports all the time, at rest too
 _RETRY_S = 0.5
@@ -58,7 +32,7 @@ class SimulatedOperatorNode(HapoNode):
     """Starts an episode, watches, takes over, ends it, starts the next."""
 
     def __init__(self):
-        super().__init__("simulated_operator", PARAMETERS)
+        super().__init__("simulated_operator", PARAMETERS["simulated_operator"])
         own = self.parameters
         try:
             self._task = get_task(own.task)

@@ -15,7 +15,8 @@ from std_msgs.msg import Float64MultiArray
 from hapo_ros import topics
 from hapo_ros.episodes import messages
 from hapo_ros.msg import EpisodeState, ObservationTick, StateVector
-from hapo_ros.nodes.common import LATCHED, RECORD, FatalError, HapoNode, Parameter, run
+from hapo_ros.nodes.common import LATCHED, RECORD, FatalError, HapoNode, run
+from hapo_ros.parameters import PARAMETERS
 from hapo_ros.robots import config
 from hapo_ros.robots.commands import action_from, gripper_closed
 from hapo_ros.sim.environment import (
@@ -28,20 +29,13 @@ from hapo_ros.sim.environment import (
 from hapo_ros.sim.tasks import get_task
 
 SENSOR = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
-PARAMETERS = (
-    Parameter("robot", "simulated", "Robot of config/robots, or its YAML file"),
-    Parameter("task", "Lift", "Task to simulate"),
-    Parameter("image_size", 84, "Height and width of the cameras' own images", "px", 16, 1024),
-    Parameter("joint_state_hz", 50.0, "Rate of joint states and pose", "Hz", 1.0, 1000.0),
-    Parameter("servo_timeout_s", 0.1, "A twist is followed for this long", "s", 0.05, 2.0),
-)
 
 
 class SimulatedRobot(HapoNode):
     """One robosuite task that runs by itself."""
 
     def __init__(self):
-        super().__init__("simulated_robot", PARAMETERS)
+        super().__init__("simulated_robot", PARAMETERS["simulated_robot"])
         own = self.parameters
         try:
             self._robot = robot = config.load(own.robot)

@@ -8,43 +8,11 @@ live and when it is silent: ``hapo_ros.devices.spacemouse``.
 from collections.abc import Sequence
 
 from hapo_ros import topics
-from hapo_ros.arbitration import ArbiterConfig
 from hapo_ros.devices import DeviceLost, DeviceReport, twist_from_axes
 from hapo_ros.devices.spacemouse import INSTEAD, SpaceMouse, list_devices, open_spacemouse
 from hapo_ros.episodes.messages import operator_messages
-from hapo_ros.nodes.common import COMMAND, FatalError, HapoNode, Parameter, run
-
-_ARBITER = ArbiterConfig()
-OPERATOR_PARAMETERS = (
-    Parameter("rate_hz", 100.0, "Rate at which the device is published", "Hz", 10.0, 500.0),
-    Parameter(
-        "linear_scale_m_s", _ARBITER.linear_scale_m_s, "Speed of full deflection", "m/s", 1e-3, 10.0
-    ),
-    Parameter(
-        "angular_scale_rad_s",
-        _ARBITER.angular_scale_rad_s,
-        "Rate of full deflection",
-        "rad/s",
-        1e-3,
-        50.0,
-    ),
-    Parameter("frame_id", "base_link", "Frame of the twist: the robot's base"),
-)
-PARAMETERS = (
-    *OPERATOR_PARAMETERS,
-    Parameter("device_path", "", "Device file, such as /dev/hidraw0; empty: the device_index-th"),
-    Parameter("device_index", 0, "Which of the SpaceMice found, by order of files", "", 0, 15),
-    Parameter("deadband", 0.05, "Deflection of each axis that counts as none", "", 0.0, 0.5),
-    Parameter(
-        "silent_after_s",
-        0.1,
-        "A deflected cap that reports nothing for this long is silent",
-        "s",
-        0.03,
-        2.0,
-    ),
-    Parameter("reopen_every_s", 1.0, "Time between attempts to reopen a lost device", "s", 0.1, 60),
-)
+from hapo_ros.nodes.common import COMMAND, FatalError, HapoNode, run
+from hapo_ros.parameters import PARAMETERS, Parameter
 
 
 class OperatorNode(HapoNode):
@@ -76,7 +44,7 @@ class SpaceMouseNode(OperatorNode):
     """Reads the device, publishes it, and opens it again after a loss."""
 
     def __init__(self):
-        super().__init__("spacemouse", PARAMETERS)
+        super().__init__("spacemouse", PARAMETERS["spacemouse"])
         self._mouse: SpaceMouse | None = None
         self._silent = False
         self._retry_s = 0.0
