@@ -24,8 +24,8 @@ from hapo_ros.episodes import summary as summarize
 from hapo_ros.gateway_client import GatewayClient
 from hapo_ros.progress import progress
 from hapo_ros.promotion import promote
+from hapo_ros.report.terminal import print_results
 from hapo_ros.resources import resource
-from hapo_ros.statistics import NO_DIFFERENCE, paired_difference, wilson
 from hapo_ros.supervisor import DeploymentError, Supervisor
 
 TASK = "Lift"
@@ -156,7 +156,13 @@ def run_demo(output: Path, options: DemoOptions) -> int:
             evaluation = _evaluate(arms, options)
     results = _results(bags, evaluation, checkpoints, took)
     report = _write(output, results)
-    _print_results(results, output, report)
+    print_results(results, METHOD, CONTROL)
+    for name, where in (
+        ("bags", output / "bags"),
+        ("checkpoint", checkpoints[METHOD]),
+        ("report", report),
+    ):
+        print(f"{name + ':':12}{where}")
     return 0
 
 
@@ -366,60 +372,3 @@ def _write(output: Path, results: dict) -> Path:
 
     (output / "results.json").write_text(json.dumps(results, indent=1))
     return write_report(output / "report.html", results)
-
-
-def _print_results(results: dict, output: Path, report: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    arms = results["evaluation"]["arms"]
-    base = arms["base"]["successes"]
-    first, last = results["evaluation"]["seeds"]
-    table = Table(
-        "policy",
-        "success",
-        "95 % interval",
-        "difference to base",
-        "verdict",
-        title=f"{results['task']}, {len(base)} unseen seeds ({first}-{last}), policies alone",
-    )
-    for name, arm in arms.items():
-        successes, n = sum(arm["successes"]), len(arm["successes"])
-        low, high = wilson(successes, n)
-        row = [name, f"{successes}/{n} = {successes / n:.0%}", f"{low:.0%} to {high:.0%}"]
-        if name != "base":
-            paired = paired_difference(arm["successes"], base)
-            row += [_difference(paired), _verdict(paired, "base")]
-        table.add_row(*row)
-    console = Console()
-    console.print()
-    console.print(table)
-    against = paired_difference(arms[METHOD]["successes"], arms[CONTROL]["successes"])
-    total = results["summary"]
-    console.print(
-        f"{METHOD} against {CONTROL}: {_difference(against)}, {_verdict(against, CONTROL)}"
-    )
-    console.print(
-        f"deployment: {total['episodes']} episodes, {total['takeovers']} takeovers, intervention "
-        f"ratio {total['intervention_ratio']:.1%}"
-    )
-    console.print("labels recorded: " + ", ".join(f"{n} {c}" for n, c in total["labels"].items()))
-    for name, where in (
-        ("bags", output / "bags"),
-        ("checkpoint", results["checkpoints"][METHOD]),
-        ("report", report),
-    ):
-        print(f"{name + ':':12}{where}")
-
-
-def _verdict(paired, other: str) -> str:
-    """In words; an interval that leaves out zero with p above 0.05 is called unsettled."""
-    if paired.verdict == NO_DIFFERENCE:
-        return NO_DIFFERENCE
-    settled = "" if paired.p_value < 0.05 else " (unsettled: p above 0.05)"
-    return f"{'better' if paired.difference > 0 else 'worse'} than {other}{settled}"
-
-
-def _difference(paired) -> str:
-    interval = f"{paired.low:+.0%} to {paired.high:+.0%}"
-    return f"{paired.difference:+.0%} ({interval}, p = {paired.p_value:.2g})"

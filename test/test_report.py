@@ -22,6 +22,7 @@ from hapo_ros.episodes import (
 from hapo_ros.report import charts, filmstrip
 from hapo_ros.report.markup import points
 from hapo_ros.report.page import write_report
+from hapo_ros.report.terminal import print_results
 
 TYPES = messages.bag_types()
 P, H, N = labels.POLICY, labels.HUMAN, labels.NONE
@@ -349,3 +350,40 @@ def test_ticks_are_few_and_lie_within_the_axis(low, span):
     marks = charts.ticks(low, low + span)
     assert 2 <= len(marks) <= 8
     assert low - 1e-6 * span <= marks[0] and marks[-1] <= low + span * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("better", "verdict"),
+    [(18, "better than base"), (2, "no difference shown"), (0, "no difference shown")],
+)
+def test_the_terminals_table_says_a_difference_only_where_the_interval_shows_one(
+    capsys, better, verdict
+):
+    base = [False] * 20
+    arms = {"base": base, "ours": [True] * better + [False] * (20 - better), "control": base}
+    results = {
+        "task": "Lift",
+        "evaluation": {
+            "seeds": [9000, 9019],
+            "arms": {name: {"successes": successes} for name, successes in arms.items()},
+        },
+        "summary": {
+            "episodes": 3,
+            "takeovers": 2,
+            "intervention_ratio": 0.25,
+            "labels": {"policy": 30, "human": 10},
+        },
+    }
+    print_results(results, "ours", "control")
+    said = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert f"{better}/20 = {better / 20:.0%}" in said and "control" in said
+    against = "better than control" if better == 18 else "no difference shown"
+    assert (
+        said.partition("ours against control: ")[2]
+        .partition("deployment:")[0]
+        .strip()
+        .endswith(against)
+    )
+    assert all(word in said for word in verdict.split())
+    assert "3 episodes, 2 takeovers, intervention ratio 25.0%" in said
+    assert "labels recorded: policy 30, human 10" in said

@@ -1,1 +1,2 @@
-"""One HTML page about a run: frames, the labels' timeline, training curves, the comparison."""
+"""What a run came to: ``page`` is one HTML page with frames, the labels' timeline, training curves
+and the comparison; ``terminal`` the comparison alone."""
