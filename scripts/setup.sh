@@ -132,9 +132,8 @@ cannot work here. Where ROS 2 Jazzy is installed, build with colcon (README.md);
   cat <<TEXT
 Setting up hapo_ros in $venv
   It will hold PyTorch, ROS 2 Jazzy (rclpy, Fast DDS), MuJoCo, robosuite and hapo_ros itself: about 200
-  packages from PyPI, 2.7 GB on disk, and the downloads in pip's cache. Where pip finds only
-  the CUDA build of PyTorch it is 6.2 GB on disk; without a GPU, have the CPU build by
-  PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make setup
+  packages from PyPI, 2.7 GB on disk, and the downloads in pip's cache. With an NVIDIA device, or
+  where pip reaches PyPI but not download.pytorch.org, it is PyTorch's CUDA build and 6.2 GB.
   It takes 2 to 4 minutes and the time of the download, once.
 TEXT
   [ -z "${ROS_DISTRO:-}" ] || say "  (ROS 2 $ROS_DISTRO is sourced in this shell; it is left alone and not used.)"
@@ -171,11 +170,36 @@ with its venv and dev packages, then: PYTHON=python3.12 make setup"
 fi
 
 pip_install() { "$venv/bin/python" -m pip install --constraint constraints/pypi.txt "$@"; }
+cpu_index() { # URL, devices...: pip's option for PyTorch's CPU builds
+  # Not where there is a device that can do more, nor where the URL does not answer.
+  local url=$1 device
+  shift
+  for device in "$@"; do
+    ! compgen -G "$device" >/dev/null || return 0
+  done
+  # pip itself would try for minutes, once for each package.
+  timeout 10 "$venv/bin/python" -c 'import sys, urllib.request
+urllib.request.urlopen(sys.argv[1] + "/torch/", timeout=5)' "$url" 2>/dev/null && echo "--extra-index-url=$url"
+  return 0
+}
+finds_cpu_build() { # is that what pip would install? It looks at what is offered, and installs nothing
+  timeout 60 "$venv/bin/python" -m pip install --constraint constraints/pypi.txt $torch_index --quiet \
+    --dry-run --ignore-installed --no-deps --report - torch 2>/dev/null |
+    grep '"version": "[^"]*+cpu"' >/dev/null
+}
+look_for_room() {
+  local gigabytes=8 build="CUDA build"
+  ! finds_cpu_build || gigabytes=4 build="CPU build"
+  say "  PyTorch: the $build"
+  [ "$(df -Pk . | awk 'NR == 2 {print $4}')" -gt $((gigabytes * 1000000)) ] ||
+    fail "Less than $gigabytes GB are free for $venv, with PyTorch's $build in it. No package was installed.
+Make room, then run 'make setup' again."
+}
 install_packages() {
   local status=0
   : >"$stamps/installing" # stays only if this is killed
   # robosuite goes alone: its requirement of mink holds numpy at 1.26, and nothing here uses mink.
-  pip_install -r requirements/core.txt -r requirements/sim.txt -r requirements/dev.txt \
+  pip_install $torch_index -r requirements/core.txt -r requirements/sim.txt -r requirements/dev.txt \
     -r requirements/ros.txt && pip_install --no-deps robosuite || status=$?
   rm "$stamps/installing"
   return $status
@@ -201,8 +225,6 @@ check() {
 }
 
 if [ -n "$new" ]; then
-  [ "$(df -Pk . | awk 'NR == 2 {print $4}')" -gt 4000000 ] ||
-    fail "Less than 4 GB are free for $venv. Nothing was installed. Make room, then run 'make setup' again."
   rm -rf "$venv"
   mkdir -p "$stamps"
   step "Virtual environment with $("$python" --version)" "$python" -m venv "$venv"
@@ -210,6 +232,8 @@ if [ -n "$new" ]; then
 fi
 if ! is_done packages "$packages"; then
   rm -f "$stamps/packages" "$stamps/interfaces" "$stamps/sources"
+  torch_index=$(cpu_index https://download.pytorch.org/whl/cpu '/dev/nvidia[0-9]*' /dev/dxg)
+  compgen -G "$venv/lib/python3*/site-packages/torch" >/dev/null || look_for_room
   step "Packages from PyPI" install_packages
   finish packages "$packages"
 fi
