@@ -36,15 +36,14 @@ class Work:
                 os._exit(7)
             if self.how == "hangs":
                 time.sleep(1000)
-            if self.how == "tidies":
-                try:
-                    print("begun", flush=True)
-                    time.sleep(1000)
-                except SystemExit:
-                    print("tidied", flush=True)
-                    raise
+            if self.how == "begins":
+                print("begun", seed, flush=True)
+                time.sleep(1000)
         time.sleep(0.02 * (seed % 3))
         return seed * seed, os.getpid()
+
+    def tidy(self, seed):
+        print("tidied", seed, flush=True)
 """
 
 
@@ -67,6 +66,13 @@ def test_results_come_in_the_order_of_the_seeds(work):
 
 def test_no_workers_means_this_process(work):
     assert [square for square, _ in run_seeds(work(), [2, 3], workers=0)] == [4, 9]
+
+
+def test_a_seed_that_fails_is_tidied_away(work, capfd):
+    for workers, error in ((0, ValueError), (1, WorkerError)):
+        with pytest.raises(error, match="the arm fell off"):
+            run_seeds(work(3, "raises"), [2, 3], workers=workers)
+        assert capfd.readouterr().out == "tidied 3\n"
 
 
 def test_no_seeds_give_no_results(work):
@@ -106,7 +112,7 @@ from hapo_ros.sim.workers import run_seeds
 from hapo_test_setups import Work
 
 if __name__ == "__main__":
-    run_seeds(Work(1, "tidies"), [1], workers=1)
+    run_seeds(Work(1, "begins"), [1], workers=1)
 """
 
 
@@ -121,8 +127,8 @@ def test_ctrl_c_lets_the_workers_tidy_up_and_leaves_none(work, tmp_path):
             text=True,
             start_new_session=True,
         )
-        assert running.stdout.readline() == "begun\n"
+        assert running.stdout.readline() == "begun 1\n"
         os.killpg(running.pid, signal.SIGINT)
         out, err = running.communicate(timeout=60)
-    assert out == "tidied\n", err
+    assert out == "tidied 1\n", err
     assert err.count("Traceback") == 1 and err.rstrip().endswith("KeyboardInterrupt"), err

@@ -231,7 +231,7 @@ class Campaign:
             operator = SimulatedOperator(task, self.operator, seed, self.source)
         config = ArbiterConfig(lock_step=True, on_device_lost="hold" if operator else "continue")
         info = EpisodeInfo(
-            episode_id=f"{self.prefix or f'{task.name.lower()}-{self.source}'}-{seed:06d}",
+            episode_id=self._episode_id(seed),
             task=task.name,
             instruction=task.instruction,
             source=self.source,
@@ -248,21 +248,20 @@ class Campaign:
             versions=software_versions(),
             **observed,
         )
-        try:
-            with self._writer(info) as writer:
-                return run_episode(
-                    simulation,
-                    Arbiter(config),
-                    info,
-                    policy=policy,
-                    operator=operator,
-                    writer=writer,
-                )
-        except (KeyboardInterrupt, SystemExit):
-            # Told to end. The seed can be run again; what there is of it would be in the way.
-            if self.root is not None:
-                shutil.rmtree(partial_folder(Path(self.root), info.episode_id), ignore_errors=True)
-            raise
+        with self._writer(info) as writer:
+            return run_episode(
+                simulation, Arbiter(config), info, policy=policy, operator=operator, writer=writer
+            )
+
+    def tidy(self, seed: int) -> None:
+        """Remove the unfinished episode of a seed: in the way of its next run, and of no use."""
+        if self.root is not None:
+            partial = partial_folder(Path(self.root), self._episode_id(seed))
+            shutil.rmtree(partial, ignore_errors=True)
+
+    def _episode_id(self, seed: int) -> str:
+        prefix = self.prefix or f"{get_task(self.task).name.lower()}-{self.source}"
+        return f"{prefix}-{seed:06d}"
 
     def _writer(self, info: EpisodeInfo):
         if self.root is None:

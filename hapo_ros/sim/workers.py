@@ -1,6 +1,7 @@
 """Many seeds over a few processes: in order, with progress, and never a hang."""
 
 import multiprocessing
+import os
 import signal
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -21,11 +22,10 @@ class Setup(Protocol):
     """What a worker does. Picklable; ``start`` is called once in each worker."""
 
     def start(self) -> Callable[[int], object]:
-        """Build what is expensive; returns the function that runs one seed.
+        """Build what is expensive, write nothing; returns the function that runs one seed."""
 
-        That function leaves nothing half-done behind when SystemExit or KeyboardInterrupt comes up
-        in it: so the run is ended before its time. ``start`` itself writes nothing.
-        """
+    def tidy(self, seed: int) -> None:
+        """Remove what is half-done of a seed: it failed, or the run is ended before its time."""
 
 
 def run_seeds(
@@ -55,7 +55,9 @@ def run_seeds(
     if workers == 0:
         run = setup.start()
         for seed in seeds:
-            finished(seed, run(seed))
+            with _tidied(setup, seed):
+                result = run(seed)
+            finished(seed, result)
     elif seeds:
         _run_spawned(setup, seeds, min(workers, len(seeds)), finished, limit_s)
     return [results[seed] for seed in seeds]
@@ -107,6 +109,19 @@ def _run_spawned(setup, seeds, workers, finished, limit_s) -> None:
 
 
 @contextmanager
+def _tidied(setup: Setup, seed: int) -> Iterator[None]:
+    """Nothing half-done is left of a seed that can be run again. What a full disk or an episode
+    that exists already stopped is kept: its error says so."""
+    try:
+        yield
+    except EpisodeWriteError:
+        raise
+    except BaseException:
+        setup.tidy(seed)
+        raise
+
+
+@contextmanager
 def _without_interrupts() -> Iterator[None]:
     """A process started here never hears a terminal's Ctrl-C, not even while Python starts in it:
     its parent ends it. This one hears it afterwards."""
@@ -132,12 +147,21 @@ def _receive(ours, process, seed: int):
 
 
 def _work(setup, theirs) -> None:
+    seed = None
+
+    def end(number: int, _frame) -> None:
+        # No exception: libraries that are being called take any for a failure of their own.
+        setup.tidy(seed)
+        os._exit(128 + number)
+
     try:
         seed = theirs.recv()
         run = setup.start()
-        signal.signal(signal.SIGTERM, _end)  # from here on something may be half-done
+        signal.signal(signal.SIGTERM, end)
         while True:
-            theirs.send((True, run(seed)))
+            with _tidied(setup, seed):
+                result = run(seed)
+            theirs.send((True, result))
             seed = theirs.recv()
     except (EOFError, ConnectionError):
         return  # the parent has no more work, or is gone
@@ -145,8 +169,3 @@ def _work(setup, theirs) -> None:
         theirs.send((False, str(error)))  # a sentence
     except Exception:
         theirs.send((False, "\n" + traceback.format_exc()))
-
-
-def _end(number: int, _frame) -> None:
-    signal.signal(number, signal.SIG_IGN)  # once: what follows tidies up
-    raise SystemExit(128 + number)
