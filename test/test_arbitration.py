@@ -21,6 +21,7 @@ from hapo_ros.arbitration import (
     Tick,
     Trigger,
 )
+from hapo_ros.arbitration.answers import Answers
 from hapo_ros.arbitration.limits import GRIPPER, Limits, hold, valid_action
 from hapo_ros.labels import HUMAN, NONE, POLICY
 
@@ -832,6 +833,16 @@ def test_a_gripper_command_that_was_not_executed_is_not_executed_by_a_takeover_o
         assert made.send(Event.HOLD).action[GRIPPER] == OPEN
 
 
+def test_the_speed_grows_from_a_stand_where_the_last_decision_was_not_executed():
+    config = {"max_acceleration_m_s2": 0.1 / 0.05}  # of action 0.1 a step
+    for told, expected in ({}, 0.2), ({"applied": Applied.LATE_HELD}, 0.1):
+        made = Rig(**config)
+        made.tick(policy=None)
+        assert made.start().action[0] == pytest.approx(0.1)
+        decision = made.tick(**told, **({"applied_action": hold(OPEN)} if told else {}))
+        assert decision.action[0] == pytest.approx(expected)
+
+
 def test_a_gripper_command_that_was_executed_is_kept_by_a_takeover():
     made = rig()
     closing = FORWARD.copy()
@@ -1389,3 +1400,43 @@ def test_a_bad_configuration_is_refused_with_a_sentence(changes, says):
     with pytest.raises(ValueError, match="arbiter configuration: ") as caught:
         ArbiterConfig(**changes)
     assert says in str(caught.value)
+
+
+# Answers on their way
+
+
+def command(sequence, episode_id="ep1"):
+    return PolicyCommand(episode_id, sequence, 0, "v1", FORWARD[None])
+
+
+def test_an_answer_is_given_to_its_own_tick_and_forgotten_when_that_is_decided():
+    answers, answer = Answers(), command(4)
+    assert answers.add(answer, [("ep1", 4)])
+    assert answers.to(Tick("ep1", 4, 0)) is answer
+    assert answers.to(Tick("ep1", 3, 0)) is answers.to(Tick("ep2", 4, 0)) is None
+    answers.decided(3)
+    assert answers.to(Tick("ep1", 4, 0))
+    answers.decided(4)
+    assert answers.to(Tick("ep1", 4, 0)) is None
+
+
+def test_an_answer_may_be_there_before_its_tick_but_never_from_further_ahead():
+    answers, known = Answers(), [("ep1", 7), ("", -1)]
+    assert answers.add(command(8), known)
+    for sequence in (9, 2**32 - 1):
+        with pytest.raises(ValueError, match=f"to tick {sequence} of ep1, and the newest is 7"):
+            answers.add(command(sequence), known)
+    assert answers.to(Tick("ep1", 8, 0))
+    with pytest.raises(ValueError, match="to tick 8 of ep2, and the newest is -1"):
+        answers.add(command(8, "ep2"), known)
+    assert answers.add(command(0, "ep2"), known)  # its first tick is under way
+    assert answers.to(Tick("ep2", 0, 0))
+
+
+def test_an_older_answer_does_not_replace_a_newer_one():
+    answers = Answers()
+    answers.add(command(5), [("ep1", 5)])
+    assert not answers.add(command(4), [("ep1", 5)])
+    assert answers.to(Tick("ep1", 5, 0))
+    answers.clear()
+    assert answers.add(command(4), [("ep1", 5)])

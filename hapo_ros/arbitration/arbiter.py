@@ -159,7 +159,7 @@ class Arbiter:
         counts: Counter[str] = Counter()
         if tick is not None:
             events, state.waiting = (*state.waiting, *events), ()
-            self._sync_gripper(state, tick)
+            self._sync(state, tick)
         for event in events:
             self._handle_event(state, Event(event), tick, now_s, counts)
         for sample in human:
@@ -193,16 +193,18 @@ class Arbiter:
         state.chunk, state.failures = None, 0
         return True
 
-    def _sync_gripper(self, state: _State, tick: Tick) -> None:
-        """Where the last decision was not executed, the gripper is not where it would have put it.
+    def _sync(self, state: _State, tick: Tick) -> None:
+        """Where the last decision was not executed, the robot does not do what it would have done.
 
-        A hold or a takeover must not move it there. What a human asked of it still counts.
+        Its speed grows from what it has, and no hold or takeover moves the gripper to where that
+        decision wanted it. What a human asked of the gripper still counts.
         """
         executed = tick.applied not in (Applied.LATE_HELD, Applied.REFUSED)
-        if executed or tick.episode_id != state.episode_id or state.authority is Authority.HUMAN:
+        if executed or tick.episode_id != state.episode_id or not valid_action(tick.applied_action):
             return
-        if valid_action(tick.applied_action):
-            state.gripper = float(tick.applied_action[GRIPPER])
+        *state.motion, gripper = tick.applied_action.tolist()
+        if state.authority is not Authority.HUMAN:
+            state.gripper = gripper
 
     def _refusal(self, state: _State, trigger: Trigger, now_s: float) -> Refusal | None:
         if state.authority is Authority.FAULT:

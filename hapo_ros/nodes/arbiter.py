@@ -17,9 +17,9 @@ from hapo_ros.arbitration import (
     ArbiterConfig,
     Authority,
     Event,
-    PolicyCommand,
     Reason,
 )
+from hapo_ros.arbitration.answers import Answers
 from hapo_ros.episodes import messages
 from hapo_ros.msg import (
     AuthorityStatus,
@@ -63,10 +63,9 @@ class ArbiterNode(HapoNode):
             raise FatalError(f"{error}. The arbiter does not start. Mend config/.") from error
         self._episode = None  # EpisodeState RUNNING, or None
         self._tick = None  # the tick to decide
-        self._tick_stamp_ns = 0  # of the newest tick
         self._decided = ("", -1)  # episode and sequence of the last tick that was decided
         self._tick_received_s = self.now_s()
-        self._policy = None
+        self._answers = Answers()
         self._samples = []
         self._devices: OrderedDict[int, dict] = OrderedDict()  # stamp -> Joy and Twist
         self._events = []
@@ -114,7 +113,8 @@ class ArbiterNode(HapoNode):
                     self._events.append(Event.JOIN)  # it has begun without this arbiter
                 self._decide_or_wait()
         elif message.state in _STATES_WITHOUT_EPISODE and self._episode is not None:
-            self._episode, self._tick, self._policy = None, None, None
+            self._episode, self._tick = None, None
+            self._answers.clear()
             self._events.append(Event.END_EPISODE)
             self._ask_core(None, None)
             self._announce()
@@ -132,23 +132,23 @@ class ArbiterNode(HapoNode):
             event = Event(request.event)
         except ValueError:
             event = None
-        if event is Event.CLEAR_FAULT and self._estop_is_pressed:
-            response.ok, response.text = (
-                False,
-                f"{topics.ESTOP} is still pressed. Release it first.",
-            )
-            return response
-        if event not in (Event.RESUME, Event.HOLD, Event.ESTOP, Event.CLEAR_FAULT):
-            response.ok, response.text = False, f"{request.event} is no request of an operator."
-            return response
-        if refusal := self.core.refusal(self._time_s(), event, self._events):
-            self.get_logger().warning(refusal.value)
-            response.ok, response.text = False, refusal.value
-            return response
-        self._events.append(event)
-        response.ok = True
-        response.text = f"{event.name.lower()} will be handled with the next tick."
+        response.text = self._refusal(request.event, event)
+        response.ok = not response.text
+        if response.ok:
+            self._events.append(event)
+            response.text = f"{event.name.lower()} will be handled with the next tick."
+        else:
+            self.get_logger().warning(response.text)
         return response
+
+    def _refusal(self, number: int, event: Event | None) -> str:
+        """Why a request is not queued, as a sentence; empty if it is."""
+        if event not in (Event.RESUME, Event.HOLD, Event.ESTOP, Event.CLEAR_FAULT):
+            return f"{number} is no request of an operator."
+        if event is Event.CLEAR_FAULT and self._estop_is_pressed:
+            return f"{topics.ESTOP} is still pressed. Release it first."
+        refusal = self.core.refusal(self._time_s(), event, self._events)
+        return refusal.value if refusal else ""
 
     def _on_tick(self, message: ObservationTick) -> None:
         try:
@@ -175,44 +175,22 @@ class ArbiterNode(HapoNode):
                 self._step(waiting, None)
         if tick.episode_id == self._decided[0]:
             self.core.counts["ticks_skipped"] += tick.sequence - self._decided[1] - 1
-        self._tick, self._tick_stamp_ns = tick, tick.stamp_ns
+        self._tick = tick
         if self._is_running(tick):  # ticks of no episode are none: the human can go on
             self._tick_received_s = self.now_s()
         self._decide_or_wait()
 
     def _on_policy(self, message: PolicyAction) -> None:
         try:
-            command = messages.policy_command_from(message)
+            known = [self._decided]
+            known += [(self._tick.episode_id, self._tick.sequence)] if self._tick else []
+            kept = self._answers.add(messages.policy_command_from(message), known)
         except ValueError as error:
             self._refuse("policy_refused", f"A policy answer was refused: {error}.")
             return
-        if not self._can_answer(command):
-            return
-        kept = self._policy
-        same_episode = kept is not None and kept.episode_id == command.episode_id
-        if same_episode and command.sequence < kept.sequence:
+        if not kept:
             self.core.counts["policy_answers_discarded"] += 1
-            return
-        self._policy = command
         self._decide_if_ready()
-
-    def _can_answer(self, command) -> bool:
-        """Whether it is to a tick that is here, or to the next one: topics have no order.
-
-        An answer from further ahead was made to no observation, and would keep the others out.
-        """
-        known = [self._decided]
-        if self._tick is not None:
-            known.append((self._tick.episode_id, self._tick.sequence))
-        newest = max((at for episode, at in known if episode == command.episode_id), default=-1)
-        if command.sequence <= newest + 1:
-            return True
-        self._refuse(
-            "policy_refused",
-            f"A policy answer was refused: it is to tick {command.sequence} of "
-            f"{command.episode_id}, of which the newest tick is {newest}.",
-        )
-        return False
 
     def _on_device(self, topic: str, message) -> None:
         at = messages.message_stamp_ns(message)
@@ -298,7 +276,7 @@ class ArbiterNode(HapoNode):
             sample.stamp_ns == tick.stamp_ns for sample in self._samples
         ):
             return False
-        policy = self._answer_to(tick)
+        policy = self._answers.to(tick)
         if self.core.needs_pose and self._with_pose(tick).eef_pose is None:
             return False
         arguments = (self._time_s(), self._with_pose(tick), policy, self._samples, self._events)
@@ -306,12 +284,6 @@ class ArbiterNode(HapoNode):
             return False
         self._step(tick, policy)
         return True
-
-    def _answer_to(self, tick) -> PolicyCommand | None:
-        """The policy's answer to this tick, where it is there."""
-        policy = self._policy
-        asked = (tick.episode_id, tick.sequence)
-        return policy if policy and (policy.episode_id, policy.sequence) == asked else None
 
     def _with_pose(self, tick):
         """The tick with the hand's pose of its stamp, where it is needed and there."""
@@ -322,7 +294,7 @@ class ArbiterNode(HapoNode):
         self._deadline.cancel()
         tick = self._tick
         if tick is not None and self._is_running(tick) and not self._decide_if_ready():
-            self._step(tick, self._answer_to(tick))
+            self._step(tick, self._answers.to(tick))
 
     def _watch_ticks(self) -> None:
         silence = self.now_s() - self._tick_received_s
@@ -331,7 +303,7 @@ class ArbiterNode(HapoNode):
 
     def _stamp_ns(self) -> int:
         """Time of what is published now; in lock-step that of the newest tick."""
-        return self._tick_stamp_ns if self.parameters.lock_step else self.ros_now_ns()
+        return self._newest_stamp_ns if self.parameters.lock_step else self.ros_now_ns()
 
     def _ask_core(self, tick, policy):
         """The core's decision on everything that has come; what it refuses is told."""
@@ -347,8 +319,7 @@ class ArbiterNode(HapoNode):
         if tick is not None:
             self._tick, self._decided = None, (tick.episode_id, tick.sequence)
             self._labels[decision.label] += 1
-            if self._policy is not None and self._policy.sequence <= tick.sequence:
-                self._policy = None
+            self._answers.decided(tick.sequence)
         self._publish(decision, tick.stamp_ns if tick else self._stamp_ns(), tick is not None)
         self._announce()
 

@@ -147,8 +147,6 @@ class Recorder(HapoNode):
             self._refuse(topic, error)
         except EpisodeWriteError as error:
             self._fail(str(error))
-        else:
-            self._watch_closing()
 
     def _record(self, topic: str, data: bytes) -> None:
         """Write a message unless it is of another episode or was written before."""
@@ -351,6 +349,7 @@ class Recorder(HapoNode):
 
     def shut_down(self) -> None:
         """Close the bag of an episode that was cut short; it is kept and marked incomplete."""
+        self._poll()
         if self._writer is not None:
             note = "The recorder was stopped while the episode ran."
             self._finish(None, complete=False, note=note)
