@@ -75,7 +75,7 @@ def nothing_left_running() -> Iterator[Callable[[], dict[int, str]]]:
         patch.setenv(mark, "1")
         yield lambda: marked(mark)
     try:
-        wait_for(lambda: not marked(mark), timeout_s=5.0)
+        wait_for(lambda: not marked(mark))
     finally:
         left = marked(mark)
         for pid in left:
