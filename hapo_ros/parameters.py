@@ -336,7 +336,7 @@ PARAMETERS: dict[str, tuple[Parameter, ...]] = {
     ),
     "gateway": (
         Parameter("server_timeout_s", 10.0, "Longest wait for a server to appear", "s", 0.1, 600.0),
-        Parameter("console", False, "Tell of device, observations and diagnostics too"),
+        Parameter("console", False, "Tell of the device and of diagnostics too"),
     ),
 }
 

@@ -337,8 +337,7 @@ def test_counts_go_on_after_a_restart_of_the_arbiter(running):
 # Requests
 
 
-def test_start_asks_for_a_deployment_of_the_task_that_is_there_with_seeds_that_count_up(desk):
-    desk.hear({"event": "observation", "task": "Lift"})
+def test_start_asks_for_a_deployment_of_its_own_task_with_seeds_that_count_up(desk):
     asked = []
     for seed in (1, 2):
         desk.press("start")
@@ -346,7 +345,7 @@ def test_start_asks_for_a_deployment_of_the_task_that_is_there_with_seeds_that_c
         desk.answer("Recording.")
         desk.hear(episode(seed=seed, episode_id=str(seed)))
         desk.hear(episode(State.FINISHED, seed=seed, episode_id=str(seed), outcome="success"))
-    fields = {"task": "Lift", "instruction": "", "source": "deployment"}
+    fields = {"task": "", "instruction": "", "source": "deployment"}
     assert asked == [("start_episode", fields | {"seed": seed}) for seed in (1, 2)]
     desk.press("demonstration")
     assert desk.sent[-1] == (
@@ -357,7 +356,7 @@ def test_start_asks_for_a_deployment_of_the_task_that_is_there_with_seeds_that_c
 
 def test_what_was_given_is_asked_for_and_a_refused_start_uses_no_seed():
     desk = Desk(task="Stack", instruction="stack them", seed=100)
-    desk.hear({"event": "observation", "task": "Lift"}, episode(State.FINISHED, outcome="success"))
+    desk.hear(episode(State.FINISHED, outcome="success"))
     for ok, seed in ((False, 100), (True, 100), (True, 101)):
         desk.press("start")
         assert desk.sent[-1][1] == {

@@ -93,7 +93,9 @@ class Terminal:
     def __enter__(self) -> "Terminal":
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, failed, *_) -> None:
+        if failed:
+            print(*self.lines(), sep="\n")
         self.close()
 
 
@@ -106,6 +108,13 @@ def ready(graph) -> bool:
         return False
 
 
+def started(terminal) -> bool:
+    """Press s until it is followed: the console may not have heard all yet that ``ready`` has."""
+    terminal.press("s")
+    wait_for(lambda: terminal.shows("start:") and not terminal.shows("Waiting for the answer"))
+    return terminal.shows("✓ start: Recording")
+
+
 @pytest.mark.timeout(240)
 def test_an_operator_sees_and_steers_a_deployment_from_the_console(tmp_path, ros_domain):
     policy = save_untrained(tmp_path / "policy", object_state=10)
@@ -116,8 +125,7 @@ def test_an_operator_sees_and_steers_a_deployment_from_the_console(tmp_path, ros
             graph.until(lambda: terminal.names("HOLD") and graph.served)
             graph.until(lambda: terminal.shows(graph.served["version"], "SILENT"))
             graph.until(lambda: ready(graph))
-            terminal.press("s")
-            graph.until(lambda: terminal.shows("✓ start: Recording"))
+            graph.until(lambda: started(terminal))
             graph.until(lambda: terminal.names("POLICY") and terminal.shows("RUNNING", "▄ policy"))
             terminal.press("s")
             graph.until(lambda: terminal.shows("✗ start:", "No second one is started"))

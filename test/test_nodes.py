@@ -436,6 +436,16 @@ def test_a_seed_that_no_simulation_takes_is_refused(recorder, probe, tmp_path):
     deployed.started(seed=0)
 
 
+def test_an_episode_is_of_the_deployments_task_and_of_no_other(recorder, probe, tmp_path):
+    deployed = Deployed(probe)
+    deployed.started("own", task="")
+    deployed.discard("own")
+    assert load(tmp_path / "bags" / "own").info.task == "Lift"
+    text = deployed.start(task="Juggle").text
+    assert "is of task Lift, not Juggle" in text and "Nothing is recorded" in text
+    assert [bag.name for bag in (tmp_path / "bags").iterdir()] == ["own"]
+
+
 def test_no_episode_is_recorded_in_which_a_fault_would_keep_everyone_from_acting(recorder, probe):
     deployed = Deployed(probe)
     deployed.started()
@@ -1168,17 +1178,14 @@ def test_the_gateway_answers_every_line_and_ends_with_its_input(ros_domain):
     assert "No goal 1" in answers[4] and "No such server" in answers[5]
 
 
-def test_the_gateway_tells_a_console_of_device_observations_and_diagnostics(probe):
+def test_the_gateway_tells_a_console_of_device_and_diagnostics(probe):
     from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
     from sensor_msgs.msg import Joy
-    from std_msgs.msg import String
 
     from hapo_ros.gateway_client import GatewayClient, NoServer
 
     device = probe.publisher(topics.JOY)
-    observation = probe.publisher(topics.OBSERVATION_INFO)
     diagnostics = probe.publisher("/diagnostics", "diagnostic_msgs/msg/DiagnosticArray")
-    observation.publish(String(data=json.dumps({"task": "Lift", "cameras": {}})))
     status = DiagnosticStatus(
         level=DiagnosticStatus.WARN,
         name="recorder: recorder",
@@ -1197,10 +1204,9 @@ def test_the_gateway_tells_a_console_of_device_observations_and_diagnostics(prob
         GatewayClient(on_event=lambda e: told.update({e["event"]: e}), console=True) as console,
         GatewayClient(0.1, others.append) as other,
     ):
-        wait_for(lambda: {"device", "observation", "diagnostics"} <= told.keys(), say)
+        wait_for(lambda: {"device", "diagnostics"} <= told.keys(), say)
         assert told["device"]["axes"] == [0.5, None, 0.0, 0.0, 0.0, -1.0]
         assert told["device"]["buttons"] == [0, 1]
-        assert told["observation"] == {"event": "observation", "task": "Lift", "cameras": {}}
         assert told["diagnostics"] == {
             "event": "diagnostics",
             "name": "recorder: recorder",

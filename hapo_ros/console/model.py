@@ -51,7 +51,6 @@ class Console:
         self.status: dict = {}  # the arbiter's last word
         self.episode: dict = {}  # the recorder's last word on one
         self.policy: dict = {}
-        self.observation: dict = {}
         self._gateway_lost = ""  # why nothing can be heard
         self._arbiter_lost = ""
         self._heard_s = -float("inf")  # of the last status
@@ -69,7 +68,6 @@ class Console:
             "authority_lost": self._on_authority_lost,
             "episode": self._on_episode,
             "policy": self._on_policy,
-            "observation": self._on_observation,
             "device": self._on_device,
             "diagnostics": self._on_diagnostics,
             "gateway_lost": self._on_gateway_lost,
@@ -135,9 +133,6 @@ class Console:
 
     def _on_policy(self, said: dict, now_s: float) -> None:
         self.policy = said
-
-    def _on_observation(self, said: dict, now_s: float) -> None:
-        self.observation = said
 
     def _on_device(self, said: dict, now_s: float) -> None:
         self._device = (now_s, said["axes"])

@@ -120,7 +120,7 @@ class Requests:
             return "request_authority", {"event": int(OF_AUTHORITY[name])}
         if name in STARTS:
             return "start_episode", {
-                "task": self._task or seen.observation.get("task", ""),
+                "task": self._task,
                 "instruction": self._instruction,
                 "source": STARTS[name],
                 "seed": self.next_seed,

@@ -9,7 +9,6 @@ The other fields are those of the action's goal or the service's request. Out:
     {"id": 2, "feedback": {...}}    {"id": 2, "result": {...}}    {"id": 2, "error": "a sentence"}
     {"event": "episode" | "authority" | "authority_lost" | "policy", ...}
 and for a console also
-    {"event": "observation", "task": ...}    what the robot side says of itself
     {"event": "device", "axes": [...], "buttons": [...]}    now and then, while it reports
     {"event": "diagnostics", "name": ..., "level": 0..3, "message": ..., "values": {...}}
 ``age_s`` of an episode's event is the time since it was said, by the clocks of both sides.
@@ -90,12 +89,6 @@ class Gateway(HapoNode):
         self.every(0.05, self._go_on)
 
     def _tell_a_console(self) -> None:
-        self.create_subscription(
-            String,
-            topics.OBSERVATION_INFO,
-            lambda m: _tell({"event": "observation", **json.loads(m.data)}),
-            LATCHED,
-        )
         self._device = self.create_subscription(
             Joy, topics.JOY, never, NEWEST, callback_group=UNWATCHED
         )

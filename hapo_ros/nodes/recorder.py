@@ -196,10 +196,11 @@ class Recorder(HapoNode):
             response.text = problem
             return response
         known = self._infos[topics.OBSERVATION_INFO]
+        task = request.task or known["task"]
         policy = self._infos[topics.POLICY_INFO] if request.source == "deployment" else {}
         info = EpisodeInfo(
-            episode_id=request.episode_id or self._new_id(request.task, request.seed),
-            task=request.task,
+            episode_id=request.episode_id or self._new_id(task, request.seed),
+            task=task,
             instruction=request.instruction or known["instruction"],
             source=request.source,
             seed=request.seed,
@@ -254,7 +255,7 @@ class Recorder(HapoNode):
         if problems := known.get("problems"):
             return f"{'; '.join(problems)}. Nothing is recorded. Look at that input, start again."
         task = known["task"]
-        if request.task != task:
+        if request.task not in ("", task):
             return (
                 f"This deployment is of task {task}, not {request.task}. Nothing is recorded. "
                 f"Start the deployment with task:={request.task}."
