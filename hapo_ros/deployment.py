@@ -176,6 +176,10 @@ def describe(arguments: Mapping[str, str] | None = None) -> Deployment:
     bags = str(Path(values["bags"]).resolve())
     again = Restart()
     arbiter = mode | {"readers": 2 if lock_step else 0} | _arbiter(values, robot)
+    if lock_step:  # whoever does not decide is given up sooner, by the simulation
+        arbiter["give_up_ticks_s"] = 60.0
+    defaults = {parameter.name: parameter.default for parameter in PARAMETERS["arbiter"]}
+    deadline_s = (defaults | in_file["arbiter"] | arbiter)["policy_deadline_s"]
     operator = _operator(values, robot, lock_step)
     hand = (operator[0].name, operator[0].parameters) if operator else None
     try:
@@ -215,6 +219,7 @@ def describe(arguments: Mapping[str, str] | None = None) -> Deployment:
                 "checkpoint": str(policy),
                 "promoted": str(checkpoints),
                 "promoted_after_ns": promoted_after_ns,
+                "deadline_s": 0.0 if lock_step else deadline_s,
                 "readers": 2 if lock_step else 0,
             },
             restart=again,

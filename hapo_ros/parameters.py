@@ -106,6 +106,14 @@ PARAMETERS: dict[str, tuple[Parameter, ...]] = {
             "tick_timeout_s", 0.25, "Without a tick for this long, own timer", "s", 0.01, 10.0
         ),
         Parameter(
+            "give_up_ticks_s",
+            10.0,
+            "Without a tick for this long in an episode, and no human in control, the run ends",
+            "s",
+            0.1,
+            3600.0,
+        ),
+        Parameter(
             "stamp_tolerance_s",
             5.0,
             "In real time, ticks and reports stamped further from now are refused",
@@ -188,6 +196,14 @@ PARAMETERS: dict[str, tuple[Parameter, ...]] = {
             "promoted_after_ns", 0, "Only if it was written after this time", "ns", 0, 1 << 62
         ),
         Parameter("threads", 1, "Threads of inference", "", 1, 64),
+        Parameter(
+            "deadline_s",
+            0.0,
+            "An answer later than this after its tick came is not sent; 0: all are (lock-step)",
+            "s",
+            0.0,
+            10.0,
+        ),
         Parameter(
             "readers", 0, "Readers of PolicyAction to wait for before the first answer", "", 0, 10
         ),

@@ -6,8 +6,13 @@ Pure. ``hapo deploy`` and the launch file both ask :class:`Restarts`, so that th
 from collections import deque
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import TYPE_CHECKING
 
-from hapo_ros.deployment import NodeSpec
+if TYPE_CHECKING:
+    from hapo_ros.deployment import NodeSpec
+
+
+RUN_ENDS = 4  # exit code of a node that can be started again, where that would not help
 
 
 class Reaction(Enum):
@@ -34,10 +39,12 @@ class Restarts:
         self._began_s = began_s
         self._restarts: dict[str, deque[float]] = {}  # node -> times, within its window
 
-    def ended(self, spec: NodeSpec, code: int, now_s: float) -> Verdict:
+    def ended(self, spec: "NodeSpec", code: int, now_s: float) -> Verdict:
         """What follows from this end at ``now_s``. code: exit code, or minus a signal's number."""
         if code == 0 and (spec.done or spec.essential):
             return Verdict(Reaction.DONE, f"{spec.name} is done.")
+        if code == RUN_ENDS:
+            return Verdict(Reaction.END, f"{spec.name} has given up. The run ends.")
         what = f"{spec.name} ended with {f'signal {-code}' if code < 0 else f'exit code {code}'}"
         if spec.essential:
             return Verdict(Reaction.END, f"{what}. The run ends.")

@@ -111,7 +111,11 @@ def test_a_deployment_with_a_simulated_operator_in_full(policy, tmp_path, monkey
             stop_order=2,
         ),
         NodeSpec(
-            "arbiter", "arbiter", {"lock_step": True, "readers": 2}, restart=again, stop_order=1
+            "arbiter",
+            "arbiter",
+            {"lock_step": True, "readers": 2, "give_up_ticks_s": 60.0},
+            restart=again,
+            stop_order=1,
         ),
         NodeSpec(
             "policy",
@@ -120,6 +124,7 @@ def test_a_deployment_with_a_simulated_operator_in_full(policy, tmp_path, monkey
                 "checkpoint": str(policy),
                 "promoted": str(tmp_path / "runs/checkpoints"),
                 "promoted_after_ns": 0,
+                "deadline_s": 0.0,
                 "readers": 2,
             },
             restart=again,
@@ -267,6 +272,7 @@ def test_lock_step_is_for_a_simulated_operator_and_everyone_is_told_the_same(
     assert {"recorder", "robosuite_bridge", "arbiter"} <= set(told)
     for name in ("arbiter", "policy"):  # in lock-step nothing may be lost at the beginning
         assert nodes[name].parameters["readers"] == (2 if expected else 0)
+    assert nodes["policy"].parameters["deadline_s"] == (0.0 if expected else 0.04)
     # By name: whoever else listens does not stand in for one of them.
     robot = nodes["robosuite_bridge"].parameters
     assert set(robot["tick_readers"]) | set(robot["image_readers"]) <= set(nodes)
@@ -362,6 +368,7 @@ def test_arbiter_and_device_know_the_speeds_and_the_rate_of_the_robot(policy):
         }
         mode = {"lock_step": False, "readers": 0}
         assert nodes["arbiter"].parameters == mode | speeds | expected | limits
+        assert nodes["policy"].parameters["deadline_s"] == expected["policy_deadline_s"]
 
 
 def test_without_an_operator_no_policy_moves_a_real_arm(policy):

@@ -120,6 +120,29 @@ def test_a_killed_policy_is_late_then_gone_comes_back_and_a_human_resumes(graph)
     assert reader.result.lost == {}
 
 
+def test_a_stopped_policy_is_gone_and_answers_nothing_that_is_over_when_it_goes_on(graph):
+    episode_id = graph.start_episode()
+    policy_acts(graph, episode_id)
+    pid = graph.supervisor.pid("policy")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        stopped_at = graph.authorities[-1]["sequence"]
+        authority_of(graph, Authority.HOLD, Reason.POLICY_GONE)
+        graph.until(lambda: graph.authorities[-1]["sequence"] > stopped_at + 20)
+        assert graph.authorities[-1]["authority"] == Authority.HOLD
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    over = graph.authorities[-1]["sequence"]
+    resume(graph)
+    assert graph.supervisor.pid("policy") == pid
+    bag = end(graph, episode_id)
+    answered = {command.sequence for command in load(bag).commands}
+    # The one that it was at when it was stopped, and one that it began with when it went on.
+    assert len(answered & set(range(stopped_at + 5, over))) <= 1
+    held = [s for s in EpisodeReader(bag).steps(images=False) if stopped_at + 5 < s.sequence < over]
+    assert held and all(s.live == labels.NONE and not s.action[:6].any() for s in held)
+
+
 def test_a_killed_arbiter_comes_back_holding_and_a_human_resumes_the_same_episode(graph):
     episode_id = graph.start_episode()
     policy_acts(graph, episode_id)
@@ -259,6 +282,20 @@ def test_the_end_of_the_simulation_ends_the_run_with_a_sentence(tmp_path, policy
         with pytest.raises(BadEpisode, match="Recording ended early"):
             EpisodeReader(bag)
         assert not EpisodeReader(bag, accept_recovered=True).result.complete
+
+
+def test_a_simulation_that_hangs_ends_the_run_too(tmp_path, policy, ros_domain):
+    parameters = {"arbiter": {"give_up_ticks_s": 1.0}}
+    with nothing_left_running(), Graph(tmp_path, policy, parameters) as graph:
+        graph.start_episode()
+        hung = graph.supervisor.pid("robosuite_bridge")
+        os.kill(hung, signal.SIGSTOP)
+        try:
+            with pytest.raises(DeploymentError, match="arbiter has given up") as ended:
+                graph.until(lambda: False)
+        finally:
+            os.kill(hung, signal.SIGCONT)
+    assert "has had no tick for" in str(ended.value) and "The run ends" in str(ended.value)
 
 
 def unhurried(folder) -> list[str]:

@@ -7,6 +7,7 @@ import time
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,8 +17,10 @@ import hapo_ros
 from hapo_ros import labels, topics
 from hapo_ros.arbitration import Applied, Authority, Event, PolicyCommand, Reason, Tick
 from hapo_ros.episodes import EpisodeInfo, EpisodeReader, Observation, messages
+from hapo_ros.episodes.contents import load
 from hapo_ros.episodes.interfaces import OWN_PACKAGE, bag_types, from_cdr, interface_folder, to_cdr
 from hapo_ros.parameters import PARAMETERS
+from hapo_ros.restarts import RUN_ENDS
 
 pytest.importorskip("rclpy")
 pytest.importorskip("hapo_ros.msg", exc_type=ImportError)
@@ -413,8 +416,6 @@ def test_a_full_disk_refuses_an_episode(start, probe, tmp_path):
 
 
 def test_a_deployment_is_recorded_once_its_policy_has_said_which_it_is(recorder, probe, tmp_path):
-    from hapo_ros.episodes.contents import load
-
     deployed = Deployed(probe, but=[topics.POLICY_INFO])
     wait_for(lambda: "No one publishes policy/info." in deployed.start().text)
     deployed.started("shown", source="demonstration")  # which needs none
@@ -1058,6 +1059,24 @@ def test_a_human_moves_the_arm_though_the_ticks_have_stopped_and_that_is_no_data
     wait_for(lambda: not np.any(around.executed[-1].action[:6]))
 
 
+def test_without_ticks_the_run_ends_but_not_while_a_human_has_the_arm(start, probe):
+    limits = {"tick_timeout_s": 0.05, "give_up_ticks_s": 0.5}
+    arbiter = start("arbiter", **(PATIENT | limits | {"on_device_lost": "continue"}))
+    around = Around(probe)
+    around.device()
+    around.device(x=0.5)
+    wait_for(lambda: around.executed[-1].authority == Authority.HUMAN)
+    around.episode()
+    begun = len(around.executed)
+    # On the arbiter's own timer, four times as long as it would wait without the human.
+    wait_for(lambda: len(around.executed) > begun + 40, meanwhile=lambda: around.device(x=0.5))
+    assert arbiter.poll() is None
+    around.device(buttons=(0, 1))
+    assert arbiter.wait(60) == RUN_ENDS
+    assert "Episode ep has had no tick for" in log(arbiter) and "The run ends" in log(arbiter)
+    assert not np.any(around.executed[-1].action[:6])
+
+
 def test_the_last_word_of_an_arbiter_is_a_hold(start, probe):
     process = start("arbiter", on_device_lost="continue", policy_deadline_s=0.5)
     around = Around(probe)
@@ -1083,18 +1102,16 @@ def test_status_tells_the_end_of_an_episode_at_once(around):
 # The policy
 
 
-def test_a_policy_does_not_answer_an_observation_that_is_not_finite(start, probe, tmp_path):
+@pytest.fixture
+def served(start, probe, tmp_path):
+    """A policy node, ``observe(sequence, **changed)`` to show it a tick, and its ``answers``."""
     from hapo_ros.nodes.common import ros_types
 
-    policy = start("policy", checkpoint=save_untrained(tmp_path / "policy", object_state=3))
+    checkpoint = save_untrained(tmp_path / "policy", object_state=3)
     types, info = ros_types(), EpisodeInfo("ep", "Lift", "lift the cube", "deployment", seed=1)
     answers = probe.listen(topics.POLICY_ACTION)
     names = (topics.JOINT_STATE, topics.EEF_POSE, topics.OBJECT_STATE, topics.OBSERVATION_TICK)
     publishers = {name: probe.publisher(name) for name in (*names, topics.EPISODE_STATE)}
-    wait_for(lambda: all(p.get_subscription_count() for p in publishers.values()))
-    wait_for(lambda: probe.node.count_publishers(topics.POLICY_ACTION))
-    running = messages.episode_state_message(types, time.time_ns(), 2, info)
-    publishers[topics.EPISODE_STATE].publish(running)
 
     def observe(sequence, **spoiled):
         sound = {"joint_positions": np.zeros(9), "eef_pose": POSE, "object_state": np.ones(3)}
@@ -1104,6 +1121,19 @@ def test_a_policy_does_not_answer_an_observation_that_is_not_finite(start, probe
         for name, message in built.items():
             publishers[name].publish(message)
 
+    def serve(**parameters):
+        policy = start("policy", checkpoint=checkpoint, **parameters)
+        wait_for(lambda: all(p.get_subscription_count() for p in publishers.values()))
+        wait_for(lambda: probe.node.count_publishers(topics.POLICY_ACTION))
+        running = messages.episode_state_message(types, time.time_ns(), 2, info)
+        publishers[topics.EPISODE_STATE].publish(running)
+        return policy
+
+    return SimpleNamespace(serve=serve, observe=observe, answers=answers)
+
+
+def test_a_policy_does_not_answer_an_observation_that_is_not_finite(served):
+    policy, observe, answers = served.serve(), served.observe, served.answers
     wait_for(lambda: answers, meanwhile=lambda: observe(0))
     said = (
         ("joint_positions", np.full(9, np.nan), "the joint state is not finite"),
@@ -1116,6 +1146,29 @@ def test_a_policy_does_not_answer_an_observation_that_is_not_finite(start, probe
     observe(4)
     wait_for(lambda: answers[-1].sequence == 4)
     assert {answer.sequence for answer in answers} == {0, 4}
+
+
+def test_a_policy_that_was_stopped_answers_the_newest_tick_and_none_that_is_over(served, probe):
+    policy, observe, answers = served.serve(), served.observe, served.answers
+    diagnosed = probe.listen("/diagnostics", type_name="diagnostic_msgs/msg/DiagnosticArray")
+    wait_for(lambda: answers, meanwhile=lambda: observe(0))
+    policy.send_signal(signal.SIGSTOP)
+    wait_for(lambda: Path(f"/proc/{policy.pid}/stat").read_text().rsplit(")", 1)[1][1] == "T")
+    for sequence in range(1, 21):
+        observe(sequence)
+    policy.send_signal(signal.SIGCONT)
+    wait_for(lambda: answers[-1].sequence == 20)
+    # One at most was begun with before the others had come in.
+    assert len({answer.sequence for answer in answers}) <= 3
+    wait_for(lambda: any("inference_s" in str(array.status) for array in diagnosed))
+
+
+def test_a_policy_does_not_send_what_comes_after_its_deadline(served):
+    policy, observe, answers = served.serve(deadline_s=1e-6), served.observe, served.answers
+    for sequence in (0, 1):  # it is told of once a second
+        said = f"The answer to tick {sequence} of ep is too late: it took"
+        wait_for(lambda said=said: said in log(policy), meanwhile=partial(observe, sequence))
+    assert not answers
 
 
 # The simulated robot

@@ -3,7 +3,7 @@
 import pytest
 
 from hapo_ros.deployment import NodeSpec, Restart
-from hapo_ros.restarts import Reaction, Restarts, Verdict
+from hapo_ros.restarts import RUN_ENDS, Reaction, Restarts, Verdict
 
 SIGKILL = -9
 ARBITER = NodeSpec("arbiter", "arbiter", restart=Restart())
@@ -47,6 +47,13 @@ def test_each_node_has_its_own_count():
 @pytest.mark.parametrize("code", [0, 1, SIGKILL])
 def test_a_node_that_is_neither_done_nor_essential_is_restarted_however_it_ended(code):
     assert reactions(ARBITER, [(1.0, code)]) == [Reaction.RESTART]
+
+
+@pytest.mark.parametrize("spec", [ARBITER, OPERATOR, KEYBOARD, OPTIMIZER], ids=lambda s: s.name)
+def test_a_node_that_has_given_up_ends_the_run_whatever_its_rule(spec):
+    assert Restarts(0.0).ended(spec, RUN_ENDS, 100.0) == Verdict(
+        Reaction.END, f"{spec.name} has given up. The run ends."
+    )
 
 
 def test_a_spacemouse_that_is_not_there_at_the_start_ends_the_run():

@@ -35,6 +35,7 @@ from hapo_ros.nodes.common import (
     STATUS,
     FatalError,
     HapoNode,
+    RunOver,
     run,
 )
 from hapo_ros.nodes.polling import OnlySpeaker
@@ -64,7 +65,7 @@ class ArbiterNode(HapoNode):
         self._episode = None  # EpisodeState RUNNING, or None
         self._tick = None  # the tick to decide
         self._decided = ("", -1)  # episode and sequence of the last tick that was decided
-        self._tick_received_s = self.now_s()
+        self._tick_received_s = self._awaited_since_s = self.now_s()
         self._answers = Answers()
         self._samples = []
         self._devices: OrderedDict[int, dict] = OrderedDict()  # stamp -> Joy and Twist
@@ -99,6 +100,7 @@ class ArbiterNode(HapoNode):
             self._deadline = self.every(self.parameters.policy_deadline_s, self._on_deadline)
             self._deadline.cancel()
             self.every(self.parameters.control_period_s, self._watch_ticks)
+        self.every(0.1, self._watch_robot)
 
     # Inputs
 
@@ -106,7 +108,8 @@ class ArbiterNode(HapoNode):
         if message.state == EpisodeState.RUNNING:
             if self._episode is None or self._episode.episode_id != message.episode_id:
                 self._episode, self._labels = message, [0, 0, 0, 0]
-                self._tick_received_s = self.now_s()  # its first tick is due from now on
+                # Its first tick is due from now on.
+                self._tick_received_s = self._awaited_since_s = self.now_s()
                 start = message.source == "demonstration"
                 self._events.append(Event.START_DEMONSTRATION if start else Event.START_DEPLOYMENT)
                 if messages.message_stamp_ns(message) < self._started_ns:
@@ -177,7 +180,7 @@ class ArbiterNode(HapoNode):
             self.core.counts["ticks_skipped"] += tick.sequence - self._decided[1] - 1
         self._tick = tick
         if self._is_running(tick):  # ticks of no episode are none: the human can go on
-            self._tick_received_s = self.now_s()
+            self._tick_received_s = self._awaited_since_s = self.now_s()
         self._decide_or_wait()
 
     def _on_policy(self, message: PolicyAction) -> None:
@@ -300,6 +303,20 @@ class ArbiterNode(HapoNode):
         silence = self.now_s() - self._tick_received_s
         if silence > self.parameters.tick_timeout_s:
             self._step(None, None)
+
+    def _watch_robot(self) -> None:
+        """The robot's side does not come back by itself; a human who has the arm is left to it."""
+        now = self.now_s()
+        if self._episode is None or self.core.authority is Authority.HUMAN:
+            self._awaited_since_s = now
+        silence = now - self._awaited_since_s
+        if silence > self.parameters.give_up_ticks_s:
+            raise RunOver(
+                f"Episode {self._episode.episode_id} has had no tick for {silence:.0f} s. The run "
+                "ends, and what was recorded is kept. The robot's side hangs or was lost: look at "
+                "the log of robosuite_bridge or observation_assembler, then start the deployment "
+                "again."
+            )
 
     def _stamp_ns(self) -> int:
         """Time of what is published now; in lock-step that of the newest tick."""

@@ -40,6 +40,7 @@ from rclpy.signals import SignalHandlerOptions
 
 from hapo_ros.episodes.interfaces import CLASSES, ros_sequence
 from hapo_ros.parameters import Parameter
+from hapo_ros.restarts import RUN_ENDS
 
 RECORD = QoSProfile(depth=200, reliability=ReliabilityPolicy.RELIABLE)
 IMAGES = QoSProfile(depth=20, reliability=ReliabilityPolicy.RELIABLE)
@@ -70,6 +71,14 @@ STATUS = QoSProfile(
 
 class FatalError(Exception):
     """The node cannot go on; the message is a sentence for the operator. It ends with exit 1."""
+
+    code = 1
+
+
+class RunOver(FatalError):
+    """Nor would it help to start it again: the deployment ends."""
+
+    code = RUN_ENDS
 
 
 def _lock_name(node: str, domain: int):
@@ -246,6 +255,7 @@ def run(
         if node is None and stop.asked:
             code = 0  # that signal, whatever a library that was being loaded has made of it
         elif isinstance(error, FatalError):
+            code = error.code
             _complain(node, str(error))
         elif not isinstance(error, ExternalShutdownException):
             raise

@@ -1,9 +1,15 @@
-"""The policy node: answers every tick that asks, and swaps checkpoints while it serves."""
+"""The policy node: answers every tick that asks, and swaps checkpoints while it serves.
+
+What comes too late is of no use to anyone: of the ticks that wait only the newest is answered, and
+an answer that was overtaken by a newer tick, or by its own deadline, is not sent.
+"""
 
 import threading
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
+from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PoseStamped
 from rclpy.action import ActionServer, GoalResponse
 from sensor_msgs.msg import Image, JointState
@@ -24,6 +30,7 @@ from hapo_ros.nodes.common import (
     run,
 )
 from hapo_ros.nodes.joining import TickJoiner
+from hapo_ros.nodes.polling import taken
 from hapo_ros.parameters import PARAMETERS
 from hapo_ros.policies.base import finite_act, form
 from hapo_ros.policies.promoted import current
@@ -60,7 +67,10 @@ class PolicyNode(HapoNode):
             raise FatalError(f"{error} The policy does not start.") from error
         self._episode = None
         self._answer = None  # the last answer: sent again when its tick comes again
-        self._unanswered = 0  # ticks that were not what they should be
+        self._tick_received_s = self.now_s()
+        self._counts = Counter(answered=0, late=0, refused=0)
+        self._missed = 0  # late and refused ones, when last diagnosed
+        self._inference_s = 0.0  # of the last answer
         self._loading = None
 
         wanted = {topics.JOINT_STATE: JointState, topics.EEF_POSE: PoseStamped}
@@ -78,7 +88,9 @@ class PolicyNode(HapoNode):
                 lambda message, topic=topic: self._on_message(topic, message),
                 IMAGES if type_ is Image else RECORD,
             )
-        self.create_subscription(ObservationTick, topics.OBSERVATION_TICK, self._on_tick, RECORD)
+        self._ticks = self.create_subscription(
+            ObservationTick, topics.OBSERVATION_TICK, self._on_tick, RECORD
+        )
         self.create_subscription(EpisodeState, topics.EPISODE_STATE, self._on_episode, LATCHED)
         self._server = ActionServer(
             self,
@@ -89,6 +101,7 @@ class PolicyNode(HapoNode):
             handle_accepted_callback=self._start_loading,
         )
         self.every(0.02, self._watch_loading)
+        self.diagnose(self._diagnosis)
 
     def _announce(self) -> None:
         self.publish_info(
@@ -114,6 +127,9 @@ class PolicyNode(HapoNode):
         self._answer_if_complete()
 
     def _on_tick(self, message: ObservationTick) -> None:
+        for newer in taken(self._ticks):
+            message = newer
+        self._tick_received_s = self.now_s()
         if self._answer is not None:
             key = (self._answer.episode_id, self._answer.sequence)
             if key == (message.episode_id, message.sequence):
@@ -128,10 +144,10 @@ class PolicyNode(HapoNode):
             self._answer_if_complete()
 
     def _refuse(self, tick: ObservationTick, error: ValueError) -> None:
-        self._unanswered += 1
+        self._counts["refused"] += 1
         self.get_logger().error(
             f"Tick {tick.sequence} of {tick.episode_id} is not answered: {error}. The arm holds. "
-            f"{self._unanswered} so far; look at who publishes this.",
+            f"{self._counts['refused']} so far; look at who publishes this.",
             throttle_duration_sec=1.0,
         )
 
@@ -145,13 +161,23 @@ class PolicyNode(HapoNode):
         if complete is None:
             return
         message, parts = complete
-        started = self.now_s()
+        began_s = self.now_s()
         try:
             tick = messages.tick_from(message)
             observation = messages.observation_from(parts)
             actions = finite_act(self._policy, observation, self._episode.instruction)
         except ValueError as error:
             self._refuse(message, error)
+            return
+        self._inference_s = self.now_s() - began_s
+        # In lock-step a tick comes again where its decision takes long; that is no newer one.
+        if newer := [each for each in taken(self._ticks) if each.sequence != tick.sequence]:
+            self._give_up(tick, "the next tick was there before it")
+            self._on_tick(newer[-1])
+            return
+        took_s = self.now_s() - self._tick_received_s
+        if 0.0 < self.parameters.deadline_s < took_s:
+            self._give_up(tick, f"it took {took_s:.3f} s")
             return
         command = PolicyCommand(
             episode_id=tick.episode_id,
@@ -160,10 +186,35 @@ class PolicyNode(HapoNode):
             version=self._policy.version,
             actions=np.asarray(actions, np.float32),
             confidence=self._policy.confidence,
-            inference_s=self.now_s() - started,
+            inference_s=self._inference_s,
         )
         self._answer = messages.policy_action_message(self.types, command, tick.stamp_ns)
         self._actions.publish(self._answer)
+        self._counts["answered"] += 1
+
+    def _give_up(self, tick, why: str) -> None:
+        """An answer that would come too late: the arbiter has decided without it."""
+        self._counts["late"] += 1
+        self.get_logger().warning(
+            f"The answer to tick {tick.sequence} of {tick.episode_id} is too late: {why}. It is "
+            f"not sent, the arm holds. {self._counts['late']} so far. Where this goes on, the "
+            "policy is too slow for this machine.",
+            throttle_duration_sec=1.0,
+        )
+
+    def _diagnosis(self):
+        counts = self._counts
+        missed = counts["late"] + counts["refused"]
+        new, self._missed = missed - self._missed, missed
+        level, text = DiagnosticStatus.OK, f"Serving {self._policy.version}."
+        if new:
+            level, text = DiagnosticStatus.WARN, f"{new} ticks were not answered in time."
+        known = {
+            "version": self._policy.version,
+            "episode": self._episode.episode_id if self._episode else "",
+            "inference_s": f"{self._inference_s:.4f}",
+        }
+        return level, text, known | counts
 
     # Loading
 
