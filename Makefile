@@ -2,6 +2,7 @@
 # A sourced ROS or another environment must not leak into it: it holds its own.
 CLEANLY := env -u PYTHONPATH -u PYTHONHOME -u VIRTUAL_ENV -u AMENT_PREFIX_PATH -u LD_LIBRARY_PATH
 TESTS ?= .
+WORKERS ?= 2
 
 .PHONY: help setup demo test test-ros base-policy lint clean
 help: ## this list
@@ -14,8 +15,8 @@ setup: ## make .venv: ROS 2, PyTorch, the simulation and hapo_ros, 2.7 GB or mor
 demo: setup ## the whole loop in simulation: no robot, no GPU, no ROS needed
 	@$(CLEANLY) .venv/bin/hapo demo
 
-test: setup ## the tests, against the installed package (TESTS=test_messages.py for some)
-	@cd test && $(CLEANLY) ../.venv/bin/python -m pytest --ignore=ros $(TESTS)
+test: setup ## the tests, against the installed package (TESTS=test_messages.py for some, WORKERS=0 one by one)
+	@cd test && $(CLEANLY) ../.venv/bin/python -m pytest --ignore=ros -n $(WORKERS) --dist loadfile $(TESTS)
 
 test-ros: ## the tests that need ROS 2's launch: after `colcon build`, with its setup.bash sourced
 	@cd test && python3 -c "import launch_pytest, rclpy, hapo_ros.msg" || { echo "launch_pytest or hapo_ros is not \
@@ -24,6 +25,9 @@ test-ros: ## the tests that need ROS 2's launch: after `colcon build`, with its 
 
 base-policy: setup ## make the shipped base policy anew, into runs/base, and compare (20 minutes)
 	@$(CLEANLY) .venv/bin/python benchmarks/base_policy.py
+
+soak: setup ## half an hour in real time with cameras and faults; what grows goes into docs/soak.json
+	@$(CLEANLY) .venv/bin/python benchmarks/soak.py --record docs/soak.json
 
 lint: setup ## ruff, as pre-commit runs it
 	@.venv/bin/ruff check . && .venv/bin/ruff format --check .

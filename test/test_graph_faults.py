@@ -226,7 +226,7 @@ def test_a_killed_simulated_operator_goes_on_with_the_seeds_that_were_not_used(
     assert [seed for seed, outcome in found if outcome == "discarded"] == [12]
 
 
-def test_a_killed_spacemouse_node_is_a_lost_device_comes_back_and_takes_over_again(
+def test_a_spacemouse_that_falls_silent_or_whose_node_is_killed_is_a_lost_device_and_comes_back(
     tmp_path, policy, ros_domain, monkeypatch
 ):
     pytest.importorskip("pyspacemouse")
@@ -252,6 +252,12 @@ def test_a_killed_spacemouse_node_is_a_lost_device_comes_back_and_takes_over_aga
         graph.start_episode()
         graph.until(lambda: graph.authorities and graph.authorities[-1]["device_armed"])
         until(Authority.HUMAN, Reason.HUMAN_ACTS, pushing=True)
+        # The reports stop while the cap is deflected.
+        graph.until(lambda: graph.authorities[-1]["reason"] == Reason.DEVICE_LOST)
+        assert graph.authorities[-1]["authority"] == Authority.HOLD
+        until(Authority.HOLD, Reason.DEVICE_LOST)
+        graph.until(lambda: graph.authorities[-1]["device_armed"])  # it has been seen neutral
+        until(Authority.HUMAN, Reason.HUMAN_ACTS, pushing=True)
         killed = graph.kill("spacemouse")
         graph.until(lambda: graph.authorities[-1]["reason"] == Reason.DEVICE_LOST)
         assert graph.authorities[-1]["authority"] == Authority.HOLD
@@ -262,6 +268,22 @@ def test_a_killed_spacemouse_node_is_a_lost_device_comes_back_and_takes_over_aga
         graph.until(lambda: graph.authorities[-1]["device_armed"])  # it has been seen neutral
         assert graph.authorities[-1]["authority"] == Authority.HOLD
         until(Authority.HUMAN, Reason.HUMAN_ACTS, pushing=True)
+
+
+def test_an_arbiter_whose_decisions_go_elsewhere_is_found_before_anything_is_recorded(
+    tmp_path, policy, ros_domain
+):
+    elsewhere = {"arbiter": ["-r", f"{topics.EXECUTED_ACTION}:=elsewhere"]}
+    with nothing_left_running(), Graph(tmp_path, policy, by_hand=elsewhere) as graph:
+        graph.until(lambda: graph.served and graph.authorities)
+        request = {"task": "Lift", "source": "deployment", "seed": 1}
+        missing = f"No one publishes {topics.EXECUTED_ACTION}. Nothing is recorded."
+
+        def named():
+            return missing in graph.gateway.call("start_episode", 30.0, **request)["text"]
+
+        graph.until(named)
+        assert not list(graph.bags.iterdir())
 
 
 def test_the_end_of_the_simulation_ends_the_run_with_a_sentence(tmp_path, policy, ros_domain):

@@ -317,6 +317,22 @@ def test_the_keys_of_the_console_are_those_of_the_code():
     assert set(said) == letters | {"?", "q"}
 
 
+def test_every_fault_names_the_tests_that_inject_it():
+    """The first 34 are the project's promises, in their order."""
+    table = [row for row in rows(section("Faults")) if row[0].isdigit()]
+    faults = [row for row in table if len(row) == 3]
+    tests = [row for row in table if len(row) == 2]
+    numbers = [str(number) for number in range(1, len(faults) + 1)]
+    assert [row[0] for row in faults] == [row[0] for row in tests] == numbers
+    assert len(numbers) >= 34
+    for _, named in tests:
+        files = re.findall(r"(test_\w+\.py): ([^;]+)", named)
+        assert files, named
+        for file, names in files:
+            there = set(re.findall(r"^def test_(\w+)", (ROOT / "test" / file).read_text(), re.M))
+            assert code(names) and set(code(names)) <= there, (file, set(code(names)) - there)
+
+
 def test_every_service_call_names_a_service_its_type_and_its_fields():
     from ruamel.yaml import YAML
 

@@ -4,7 +4,10 @@ Lock-step: time is tick x control period on /clock; the next tick follows the de
 a tick every period; a decision that is not there by the next one is too late and the robot holds.
 """
 
+from collections import Counter
+
 from builtin_interfaces.msg import Time
+from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PoseStamped
 from rosgraph_msgs.msg import Clock as ClockMessage
 from sensor_msgs.msg import Image, JointState
@@ -43,6 +46,8 @@ class RobosuiteBridge(HapoNode):
         self._outgoing = []  # (publisher, message) of that tick, to send again
         self._sent_s = self._tick_began_s = self.now_s()
         self._ticks_done = 0  # over all episodes, for /clock
+        self._outcomes = Counter({each: 0 for each in Applied})  # of all decisions
+        self._held = 0  # late and refused ones, when last diagnosed
 
         self._image_publishers = {
             topics.image(camera): self.create_publisher(Image, topics.image(camera), IMAGES)
@@ -79,6 +84,7 @@ class RobosuiteBridge(HapoNode):
         # The executor serves timers before messages: a decision that is there already must count.
         self._after_messages = self.every(0.001, self._on_period_over)
         self._after_messages.cancel()
+        self.diagnose(self._diagnosis)
 
     # Episodes
 
@@ -188,6 +194,7 @@ class RobosuiteBridge(HapoNode):
             action, applied = hold(gripper), Applied.REFUSED
         else:
             action, applied = decision.action, Applied.APPLIED
+        self._outcomes[applied] += 1
         self._next_tick(self._simulation.step(action), applied)
 
     def _on_period(self) -> None:
@@ -217,6 +224,18 @@ class RobosuiteBridge(HapoNode):
             )
         if self.now_s() - self._sent_s > RESEND_S:
             self._send()
+
+    def _diagnosis(self):
+        held = self._outcomes[Applied.LATE_HELD] + self._outcomes[Applied.REFUSED]
+        new, self._held = held - self._held, held
+        level, text = DiagnosticStatus.OK, f"{self._task.name} is simulated."
+        if new:
+            level = DiagnosticStatus.WARN
+            text = f"{new} decisions were late or refused; the arm held these steps."
+        elif self._sent_s < 0:
+            level, text = DiagnosticStatus.WARN, "An episode waits for the readers of its ticks."
+        counts = {outcome.name.lower(): n for outcome, n in self._outcomes.items()}
+        return level, text, {"episode": self._episode_id, "ticks": self._ticks_done} | counts
 
     def shut_down(self) -> None:
         self._simulation.close()
