@@ -123,7 +123,7 @@ class Soak:
 
     def run(self, tell=lambda steps: None) -> dict:
         """Until there are enough steps; returns the report."""
-        began_s = time.monotonic()
+        began_s, told = time.monotonic(), 0
         next_sample, next_fault = self.sample, self.random.randint(*BETWEEN)
         with (
             Supervisor(self.deployment, self.folder / "logs") as supervisor,
@@ -136,7 +136,9 @@ class Soak:
                 self.gateway.news()
                 if self.total > last:
                     heard_s, last = time.monotonic(), self.total
-                    tell(last)
+                if self.total >= told + 1000:
+                    told = self.total
+                    tell(told)
                 if time.monotonic() - heard_s > SILENCE_S:
                     raise SystemExit(f"No step for {SILENCE_S:g} s, after {last}. See its logs.")
                 if self.total >= next_sample:
@@ -156,18 +158,21 @@ class Soak:
     def _do(self, what: str) -> None:
         if what == "discard":
             episode_id = self.episode["episode_id"]
-            answer = self.gateway.call("discard_episode", episode_id=episode_id, reason="Soak.")
+            request = {"episode_id": episode_id, "reason": "A soak."}
+            self.done[what] += self.gateway.call("discard_episode", **request)["ok"]
         else:
-            event = Event.HOLD if what == "hold" else Event.ESTOP
-            answer = self.gateway.call("request_authority", event=int(event))
-        self.done[what] += bool(answer["ok"])
+            self.done[what] += self._request(Event.HOLD if what == "hold" else Event.ESTOP)
 
     def _recover(self) -> None:
         """A human's act, after a hold or a stop; refused until the device has been seen neutral."""
-        acts = {Authority.HOLD: Event.RESUME, Authority.FAULT: Event.CLEAR_FAULT}
         authority = self.authority.get("authority")
-        if authority in acts and self.episode.get("state") == RUNNING:
-            self.gateway.call("request_authority", event=int(acts[authority]))
+        if authority == Authority.FAULT:
+            self._request(Event.CLEAR_FAULT)
+        elif authority == Authority.HOLD and self.episode.get("state") == RUNNING:
+            self._request(Event.RESUME)
+
+    def _request(self, event: Event) -> bool:
+        return self.gateway.call("request_authority", event=int(event))["ok"]
 
     def _report(self, took_s: float) -> dict:
         labels, outcomes, unaccounted = Counter(), Counter(), []
@@ -246,7 +251,7 @@ def main() -> int:
             not arguments.state_only,
             arguments.sample,
         )
-        report = soak.run(lambda steps: steps % 1000 < 5 and print(f"{steps} steps", flush=True))
+        report = soak.run(lambda steps: print(f"{steps} steps", flush=True))
     report = {
         "command": f"python benchmarks/soak.py {' '.join(sys.argv[1:])}",
         "date": date.today().isoformat(),

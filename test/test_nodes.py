@@ -1149,7 +1149,7 @@ def test_a_policy_does_not_answer_an_observation_that_is_not_finite(served):
 
 
 def test_a_policy_that_was_stopped_answers_the_newest_tick_and_none_that_is_over(served, probe):
-    policy, observe, answers = served.serve(), served.observe, served.answers
+    policy, observe, answers = served.serve(deadline_s=10.0), served.observe, served.answers
     diagnosed = probe.listen("/diagnostics", type_name="diagnostic_msgs/msg/DiagnosticArray")
     wait_for(lambda: answers, meanwhile=lambda: observe(0))
     policy.send_signal(signal.SIGSTOP)

@@ -157,6 +157,14 @@ def test_the_takeover_pushes_the_cap_past_the_threshold_even_where_nothing_is_to
     assert size(operator.act(tick(2, Authority.HUMAN), at_cube)) < 0.05
 
 
+def test_in_a_fault_the_cap_is_let_go_so_that_it_can_be_cleared():
+    operator = SimulatedOperator(LIFT, STEADY, 0, "demonstration")
+    for sequence, authority in enumerate([Authority.HOLD, Authority.HUMAN, Authority.FAULT]):
+        output = operator.act(tick(sequence, authority), scene())
+    assert size(output) == 0.0 and output.buttons == (0, 0)
+    assert size(operator.act(tick(3, Authority.HOLD), scene())) > 0.1
+
+
 def test_the_twist_is_the_cap_in_si_units_and_makes_the_experts_action():
     operator = SimulatedOperator(LIFT, STEADY, 0, "demonstration")
     state = scene(away=(0.02, -0.01, -0.07))

@@ -1,7 +1,8 @@
 """The policy node: answers every tick that asks, and swaps checkpoints while it serves.
 
-What comes too late is of no use to anyone: of the ticks that wait only the newest is answered, and
-an answer that was overtaken by a newer tick, or by its own deadline, is not sent.
+In real time what comes too late is of no use to anyone: of the ticks that wait only the newest is
+answered, and an answer that was overtaken by a newer tick, or by its deadline, is not sent. In
+lock-step (no deadline) nothing is late, and every tick that asks is answered.
 """
 
 import threading
@@ -127,8 +128,7 @@ class PolicyNode(HapoNode):
         self._answer_if_complete()
 
     def _on_tick(self, message: ObservationTick) -> None:
-        for newer in taken(self._ticks):
-            message = newer
+        message = (self._newer() or [message])[-1]
         self._tick_received_s = self.now_s()
         if self._answer is not None:
             key = (self._answer.episode_id, self._answer.sequence)
@@ -170,13 +170,12 @@ class PolicyNode(HapoNode):
             self._refuse(message, error)
             return
         self._inference_s = self.now_s() - began_s
-        # In lock-step a tick comes again where its decision takes long; that is no newer one.
-        if newer := [each for each in taken(self._ticks) if each.sequence != tick.sequence]:
+        if newer := self._newer():
             self._give_up(tick, "the next tick was there before it")
             self._on_tick(newer[-1])
             return
         took_s = self.now_s() - self._tick_received_s
-        if 0.0 < self.parameters.deadline_s < took_s:
+        if self._hurries and took_s > self.parameters.deadline_s:
             self._give_up(tick, f"it took {took_s:.3f} s")
             return
         command = PolicyCommand(
@@ -191,6 +190,14 @@ class PolicyNode(HapoNode):
         self._answer = messages.policy_action_message(self.types, command, tick.stamp_ns)
         self._actions.publish(self._answer)
         self._counts["answered"] += 1
+
+    @property
+    def _hurries(self) -> bool:
+        return self.parameters.deadline_s > 0.0
+
+    def _newer(self) -> list[ObservationTick]:
+        """Ticks that wait behind the present one, in real time."""
+        return list(taken(self._ticks)) if self._hurries else []
 
     def _give_up(self, tick, why: str) -> None:
         """An answer that would come too late: the arbiter has decided without it."""

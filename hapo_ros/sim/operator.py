@@ -156,6 +156,8 @@ class SimulatedOperator:
             return EndEpisode("failure", unresolved, note)
         if tick.sequence == 0:
             return self._neutral()  # the arbiter arms a device that it has seen neutral
+        if tick.authority is Authority.FAULT:
+            return self._neutral()  # nothing can be moved, and a fault is cleared with it at rest
         self._wants_arm = self._consider(has_arm, privileged)
         if self._wants_arm:
             return self._move(has_arm, privileged)
