@@ -36,6 +36,7 @@ RUNNING = 2  # EpisodeState.RUNNING
 FAULTS = ("hold", "emergency stop", "discard")
 # Between two of what is done to the run, in steps.
 BETWEEN = (100, 300)
+OVERTAKEN = 2  # decisions that an episode's end may overtake: those are in no bag
 
 
 def untrained(folder: Path, cameras: dict[str, tuple[int, int]], object_state: int) -> Path:
@@ -95,7 +96,8 @@ class Soak:
         self.episode: dict = {}
         self.done = Counter()  # what was done to the run
         self.samples: dict[str, list[dict]] = {node.name: [] for node in self.deployment.nodes}
-        self._steps_before, self._steps_now = 0, 0
+        self.decided: Counter[str] = Counter()  # steps by episode, as the arbiter tells
+        self._episode_id = ""
 
     def _configuration(self) -> Path:
         yaml = YAML(typ="safe")
@@ -108,10 +110,10 @@ class Soak:
 
     def hear(self, event: dict) -> None:
         if event["event"] == "authority":
-            steps = sum(event["labels"])
-            if steps < self._steps_now:  # it counts anew with each episode
-                self._steps_before += self._steps_now
-            self._steps_now = steps
+            # After its end it still tells what an episode came to.
+            self._episode_id = event["episode_id"] or self._episode_id
+            if self._episode_id:
+                self.decided[self._episode_id] = sum(event["labels"])
             self.authority = event
         elif event["event"] == "episode":
             self.episode = event
@@ -119,7 +121,7 @@ class Soak:
     @property
     def total(self) -> int:
         """Decided steps so far, over all episodes."""
-        return self._steps_before + self._steps_now
+        return self.decided.total()
 
     def run(self, tell=lambda steps: None) -> dict:
         """Until there are enough steps; returns the report."""
@@ -191,10 +193,9 @@ class Soak:
                 unaccounted.append(f"{bag.name}: lost {result.lost}")
             if sum(result.labels.values()) != result.steps:
                 unaccounted.append(f"{bag.name}: {result.steps} steps, labels {result.labels}")
-        episodes = sum(outcomes.values())
-        # The decision that an episode's end overtook is in no bag.
-        if not 0 <= self.total - sum(labels.values()) <= episodes:
-            unaccounted.append(f"{self.total} decided, {sum(labels.values())} recorded")
+            more = self.decided[bag.name] - result.steps
+            if result.complete and not 0 <= more <= OVERTAKEN:
+                unaccounted.append(f"{bag.name}: {result.steps} steps, {more} more were decided")
         return {
             "steps": self.total,
             "recorded_steps": recorded,
