@@ -293,7 +293,8 @@ def _print_episodes(found: dict) -> None:
     table.columns[0].no_wrap = True
     for episode in found["episodes"]:
         labels = episode["labels"]
-        mark = " (recovered)" if episode["recovered"] else ""
+        marks = [mark for mark in ("recovered", "lossy") if episode[mark]]
+        mark = f" ({', '.join(marks)})" if marks else ""
         table.add_row(
             episode["episode_id"],
             "demo" if episode["source"] == "demonstration" else "deploy",
@@ -536,7 +537,9 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument(
         "--k", type=int, default=10, help="steps before a takeover that are undesirable"
     )
-    info.add_argument("--accept-recovered", action="store_true", help="show recovered ones too")
+    info.add_argument(
+        "--accept-recovered", action="store_true", help="show recovered and lossy ones too"
+    )
 
     recover = add(
         "recover",

@@ -216,6 +216,14 @@ PARAMETERS: dict[str, tuple[Parameter, ...]] = {
         Parameter("lock_step", True, "Log time is the time of the tick (simulation)"),
         Parameter("close_timeout_s", 0.8, "Longest wait for the last messages", "s", 0.0, 30.0),
         Parameter("min_free_mib", 500, "Free space an episode needs to start", "MiB", 0, 1 << 20),
+        Parameter(
+            "max_lost_fraction",
+            0.05,
+            "An episode is marked lossy that lost more of a topic than this, of its ticks",
+            "",
+            0.0,
+            1.0,
+        ),
         Parameter("settings_json", "{}", "Settings of the deployment, for episode/info"),
     ),
     "robosuite_bridge": (

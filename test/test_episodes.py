@@ -43,6 +43,7 @@ from hapo_ros.episodes import (
 )
 from hapo_ros.episodes import messages as m
 from hapo_ros.episodes.bag import BagFile
+from hapo_ros.episodes.contents import checked_info, checked_result
 from hapo_ros.episodes.contents import messages as messages_of
 from hapo_ros.episodes.tally import Tally
 from hapo_ros.episodes.writer import finish_bag
@@ -592,6 +593,33 @@ def test_a_recovered_bag_says_what_was_lost_before_the_crash(tmp_path):
     skip = {(image, 3), (image, 5), (topics.EXECUTED_ACTION, 4)}
     reader = EpisodeReader(recover(left_unfinished(tmp_path, skip)), accept_recovered=True)
     assert reader.result.lost == {image: 2, topics.EXECUTED_ACTION: 1}
+
+
+@pytest.mark.parametrize(("limit", "lossy"), [(0.1, False), (0.09, True), (0.0, True)])
+def test_more_lost_than_the_limit_makes_a_bag_lossy_finished_or_recovered(tmp_path, limit, lossy):
+    """2 of 20 images, the worst topic; and 1 decision."""
+    info, image = an_info(max_lost_fraction=limit), topics.image("front")
+    skip = {(image, 3), (image, 5), (topics.EXECUTED_ACTION, 4)}
+    finished = record(tmp_path / "finished", info, [P] * 19, skip=skip)
+    partial = record(tmp_path / "crashed", info, [P] * 19, skip=skip)
+    recovered = recover(partial.rename(tmp_path / "crashed" / ".ep1.partial"))
+    for path in (finished, recovered):
+        assert EpisodeReader(path, accept_recovered=True).result.lossy == lossy
+    assert bad(recovered).name == "recovered"
+    readers, skipped = open_episodes(finished)
+    assert [each.name for each in skipped] == ["lossy"] * lossy
+    if lossy:
+        assert f"2 of {image}, 1 of {topics.EXECUTED_ACTION}" in skipped[0].reason
+        readers, _ = open_episodes(finished, accept_recovered=True)
+    assert describe(readers[0])["lossy"] == lossy
+
+
+def test_a_bag_from_before_there_was_a_limit_is_read_as_it_was(tmp_path):
+    path = record(tmp_path, skip={(topics.image("front"), 3)})
+    info = {k: v for k, v in an_info().as_dict().items() if k != "max_lost_fraction"}
+    result = {k: v for k, v in EpisodeReader(path).result.as_dict().items() if k != "lossy"}
+    assert checked_info({"info": info}) == an_info()
+    assert checked_result({"result": result}) == EpisodeReader(path).result
 
 
 def test_a_recovery_that_was_killed_is_begun_anew(tmp_path):

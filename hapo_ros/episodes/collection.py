@@ -30,8 +30,8 @@ def open_episodes(
     """Open episodes, given their folders or folders of such folders, in order of name.
 
     Returns (readers, skipped): every bag is in one of them. An episode is its id and its bag's
-    hash; given again it is used once. What recovery or a full disk left is used only with
-    ``accept_recovered``; a discarded episode only with ``accept_discarded`` (to show it).
+    hash; given again it is used once. What recovery or a full disk left, or lost too much, is used
+    only with ``accept_recovered``; a discarded episode only with ``accept_discarded`` (to show it).
     """
     if isinstance(paths, str | Path):
         paths = [paths]
@@ -83,6 +83,7 @@ def describe(reader: EpisodeReader, k: int = label_rules.DEFAULT_K) -> dict:
         "outcome": result.outcome,
         "complete": result.complete,
         "recovered": result.recovered,
+        "lossy": result.lossy,
         "note": result.note,
         "steps": len(steps),
         "lost_steps": reader.lost_steps,

@@ -29,6 +29,7 @@ REASONS = {
     "no labels": "The bag has no step of which it says who decided it.",
     "incomplete": "Recording ended early. Accept it expressly to use it.",
     "recovered": "The bag was recovered after a crash. Accept it expressly to use it.",
+    "lossy": "Too much was lost while recording. Accept it expressly to use it.",
     "discarded": "The episode was discarded.",
     "repeated": "The same episode was given before and is used once.",
 }
@@ -195,6 +196,7 @@ def checked_info(data: dict) -> EpisodeInfo:
     """EpisodeInfo of a bag's first ``episode/info``. Raises ValueError where it is none."""
     kinds = {"episode_id": str, "task": str, "instruction": str, "seed": int, "policy_version": str}
     kinds |= {"cameras": dict, "object_state": list, "action_space": dict}
+    kinds |= {"max_lost_fraction": float}
     try:
         info = EpisodeInfo.from_dict(data["info"])
     except (KeyError, TypeError, AttributeError) as error:

@@ -23,7 +23,8 @@ class EpisodeReader:
     """One recorded episode. path: its folder.
 
     The bag is read and checked from end to end at once; images are decoded in :meth:`steps` only.
-    A bag that was recovered or whose recording ended early is refused without ``accept_recovered``.
+    A bag that was recovered, whose recording ended early or lost too much is refused without
+    ``accept_recovered``.
 
     Attributes: path, info, result, bag_hash (SHA-256 of the MCAP file), review_hash (of
     review.json beside it, "" where there is none), counts (messages by topic), sequences (T,) int64
@@ -41,6 +42,9 @@ class EpisodeReader:
             raise BadEpisode("recovered", self.path, self.result.note)
         if not accept_recovered and not self.result.complete:
             raise BadEpisode("incomplete", self.path, self.result.note)
+        if not accept_recovered and self.result.lossy:
+            lost = ", ".join(f"{count} of {name}" for name, count in self.result.lost.items())
+            raise BadEpisode("lossy", self.path, f"({lost})")
         self.bag_hash = contents.bag_hash
         review = self.path / REVIEW
         self.review_hash = sha256(review) if review.is_file() else ""

@@ -21,7 +21,7 @@ class Tally:
     """
 
     def __init__(self, info: EpisodeInfo):
-        self._episode_id = info.episode_id
+        self._episode_id, self._max_lost_fraction = info.episode_id, info.max_lost_fraction
         self._labels: dict[int, int] = {}  # sequence -> of its decision
         self._outcomes: dict[int, Applied] = {}
         self._ticks: set[int] = set()
@@ -93,10 +93,12 @@ class Tally:
             label if self._outcomes.get(sequence) == Applied.APPLIED else labels.NONE
             for sequence, label in self._labels.items()
         ]
+        lost = self.lost()
         return EpisodeResult(
             outcome=outcome or ("success" if self._success else "failure"),
             steps=len(live),
             labels=labels.counts(live),
-            lost=self.lost(),
+            lost=lost,
+            lossy=max(lost.values(), default=0) > self._max_lost_fraction * (self._last_tick + 1),
             **known,
         )

@@ -50,7 +50,11 @@ class Step:
 
 @dataclass
 class EpisodeInfo:
-    """What is known when an episode starts; the first ``episode/info`` message of its bag."""
+    """What is known when an episode starts; the first ``episode/info`` message of its bag.
+
+    max_lost_fraction: an episode that lost more messages of one topic than this, of its ticks, is
+    marked lossy; 1: never.
+    """
 
     episode_id: str
     task: str
@@ -64,6 +68,7 @@ class EpisodeInfo:
     normalisation: dict = field(default_factory=dict)  # the policy's statistics, by name
     settings: dict = field(default_factory=dict)  # robot, arbiter, operator, disturbance
     versions: dict = field(default_factory=dict)  # software
+    max_lost_fraction: float = 1.0
 
     def __post_init__(self):
         if self.source not in SOURCES:
@@ -86,7 +91,8 @@ class EpisodeResult:
     unresolved: it ended while the operator was still correcting, so the correction may not be worth
     learning from.
     lost: messages known to be lost, by topic. complete: False where recording was cut short;
-    recovered: True where ``hapo recover`` wrote the bag. note: why, as a sentence.
+    recovered: True where ``hapo recover`` wrote the bag. note: why, as a sentence. lossy: more was
+    lost than EpisodeInfo's ``max_lost_fraction``.
     """
 
     outcome: str
@@ -97,6 +103,7 @@ class EpisodeResult:
     recovered: bool = False
     unresolved: bool = False
     note: str = ""
+    lossy: bool = False
 
     def __post_init__(self):
         if self.outcome not in OUTCOMES:
