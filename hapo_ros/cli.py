@@ -314,6 +314,11 @@ def _print_episodes(found: dict) -> None:
     for episode in found["episodes"]:
         for topic, count in episode["lost_messages"].items():
             console.print(f"{episode['episode_id']} lost {count} messages of {topic}")
+        for after_s, jump_s in episode["clock_jumps"]:
+            name = episode["episode_id"]
+            console.print(
+                f"{name}: the wall clock was set by {jump_s:+.1f} s after {after_s:.1f} s"
+            )
     for item in found["skipped"]:
         console.print(f"skipped: {item['reason']}", highlight=False, markup=False)
 

@@ -43,10 +43,11 @@ from hapo_ros.episodes import (
 )
 from hapo_ros.episodes import messages as m
 from hapo_ros.episodes.bag import BagFile
+from hapo_ros.episodes.clocks import ClockWatch
 from hapo_ros.episodes.contents import checked_info, checked_result
 from hapo_ros.episodes.contents import messages as messages_of
 from hapo_ros.episodes.tally import Tally
-from hapo_ros.episodes.writer import finish_bag
+from hapo_ros.episodes.writer import finish_bag, free_episode_id
 
 TYPES = m.bag_types()
 START_NS = 1_700_000_000_000_000_000
@@ -612,12 +613,56 @@ def test_more_lost_than_the_limit_makes_a_bag_lossy_finished_or_recovered(tmp_pa
         assert f"2 of {image}, 1 of {topics.EXECUTED_ACTION}" in skipped[0].reason
         readers, _ = open_episodes(finished, accept_recovered=True)
     assert describe(readers[0])["lossy"] == lossy
+    discarded = record(tmp_path / "discarded", info, [P] * 19, skip=skip, outcome="discarded")
+    assert [each.name for each in open_episodes(discarded)[1]] == ["discarded"]
+
+
+def test_the_wall_clock_was_set_where_it_went_another_way_than_the_steady_one():
+    watch = ClockWatch(wall_s=1e9, steady_s=50.0)
+    ahead_s = 0.0
+    for second in range(1, 200):
+        ahead_s += 0.01  # NTP brings it closer: nothing is set
+        if second in (60, 120):
+            ahead_s += {60: 3600.0, 120: -0.75}[second]
+        jump = watch.look(1e9 + second + ahead_s, 50.0 + second)
+        assert (jump is not None) == (second in (60, 120))
+        if jump:
+            assert jump == pytest.approx((second, {60: 3600.01, 120: -0.74}[second]))
+
+
+def test_a_bag_says_that_the_wall_clock_was_set_and_is_used(tmp_path):
+    info = an_info()
+    writer = a_writer(tmp_path, info)
+    for stamp_ns, topic, message in an_episode(info, [P] * 3):
+        writer.write_message(topic, message, stamp_ns)
+    writer.note_clock_jump(0.1, -3600.25)
+    reader = EpisodeReader(writer.finish(writer.result("success")))
+    assert reader.result.clock_jumps == describe(reader)["clock_jumps"] == [[0.1, -3600.25]]
+
+
+def test_what_the_newest_ticks_name_may_be_under_way():
+    image = topics.image("front")
+    tally = Tally(an_info())
+    for stamp_ns, topic, message in an_episode(an_info(), [P] * 12):
+        sequence = (stamp_ns - START_NS) // PERIOD_NS
+        if (topic, sequence) not in {(image, 3), (image, 11), (topics.EXECUTED_ACTION, 10)}:
+            tally.see(topic, m.to_cdr(message, topics.recorded(["front"], True)[topic]))
+    assert tally.lost() == {image: 2, topics.EXECUTED_ACTION: 1}
+    assert tally.lost(but_newest=5) == {image: 1} and tally.lost(but_newest=99) == {}
+
+
+def test_an_episode_gets_a_name_that_is_free(tmp_path):
+    assert free_episode_id(tmp_path, "ep1") == "ep1"
+    record(tmp_path, an_info("ep1"))
+    a_writer(tmp_path, an_info("ep1_2")).close()
+    assert free_episode_id(tmp_path, "ep1") == "ep1_3"
 
 
 def test_a_bag_from_before_there_was_a_limit_is_read_as_it_was(tmp_path):
     path = record(tmp_path, skip={(topics.image("front"), 3)})
     info = {k: v for k, v in an_info().as_dict().items() if k != "max_lost_fraction"}
-    result = {k: v for k, v in EpisodeReader(path).result.as_dict().items() if k != "lossy"}
+    result = EpisodeReader(path).result.as_dict()
+    del result["lossy"], result["clock_jumps"]
     assert checked_info({"info": info}) == an_info()
     assert checked_result({"result": result}) == EpisodeReader(path).result
 

@@ -84,6 +84,7 @@ def describe(reader: EpisodeReader, k: int = label_rules.DEFAULT_K) -> dict:
         "complete": result.complete,
         "recovered": result.recovered,
         "lossy": result.lossy,
+        "clock_jumps": result.clock_jumps,
         "note": result.note,
         "steps": len(steps),
         "lost_steps": reader.lost_steps,

@@ -14,7 +14,7 @@ from hapo_ros.arbitration.types import Applied, Reason
 from hapo_ros.episodes import parsers
 from hapo_ros.episodes.contents import BadEpisode, load, messages, sha256
 from hapo_ros.episodes.interfaces import from_cdr
-from hapo_ros.episodes.types import EpisodeInfo, EpisodeResult, Observation, Step
+from hapo_ros.episodes.types import EpisodeInfo, EpisodeResult, Observation, Step, in_words
 
 REVIEW = "review.json"
 
@@ -42,9 +42,9 @@ class EpisodeReader:
             raise BadEpisode("recovered", self.path, self.result.note)
         if not accept_recovered and not self.result.complete:
             raise BadEpisode("incomplete", self.path, self.result.note)
-        if not accept_recovered and self.result.lossy:
-            lost = ", ".join(f"{count} of {name}" for name, count in self.result.lost.items())
-            raise BadEpisode("lossy", self.path, f"({lost})")
+        unused = self.result.outcome == "discarded"  # whatever was under way when it was
+        if not accept_recovered and self.result.lossy and not unused:
+            raise BadEpisode("lossy", self.path, f"({in_words(self.result.lost)})")
         self.bag_hash = contents.bag_hash
         review = self.path / REVIEW
         self.review_hash = sha256(review) if review.is_file() else ""

@@ -18,10 +18,13 @@ class Tally:
     Lost is what the messages that came prove to have been: what a tick names and is not there, a
     tick with a later one, a decision that a tick says reached the robot (APPLIED or REFUSED; with
     LATE_HELD there may never have been one). A few numbers are kept a tick.
+
+    clock_jumps: as of EpisodeResult, for who watches the clock to append to.
     """
 
     def __init__(self, info: EpisodeInfo):
         self._episode_id, self._max_lost_fraction = info.episode_id, info.max_lost_fraction
+        self.clock_jumps: list[list[float]] = []
         self._labels: dict[int, int] = {}  # sequence -> of its decision
         self._outcomes: dict[int, Applied] = {}
         self._ticks: set[int] = set()
@@ -29,7 +32,8 @@ class Tally:
         self._success = False
         observed = topics.observed(info.cameras, bool(info.object_state))
         self._recent: dict[str, dict[int, None]] = {topic: {} for topic in observed}  # stamps
-        self._awaited: dict[str, set[int]] = {topic: set() for topic in observed}  # stamps
+        # Stamps, with the sequence of the first tick that names them.
+        self._awaited: dict[str, dict[int, int]] = {topic: {} for topic in observed}
 
     def see(self, topic: str, cdr: bytes) -> None:
         """Take note of a message.
@@ -54,7 +58,7 @@ class Tally:
             self._labels.setdefault(message.sequence, checked_decision(message).label)
 
     def _see_observation(self, topic: str, stamp_ns: int) -> None:
-        self._awaited[topic].discard(stamp_ns)
+        self._awaited[topic].pop(stamp_ns, None)
         recent = self._recent[topic]
         recent[stamp_ns] = None
         if len(recent) > RECENT:
@@ -68,14 +72,24 @@ class Tally:
         self._last_tick = max(self._last_tick, tick.sequence)
         for topic, awaited in self._awaited.items():
             if topic in stamps and stamps[topic] not in self._recent[topic]:
-                awaited.add(stamps[topic])
+                awaited.setdefault(stamps[topic], tick.sequence)
 
-    def lost(self) -> dict[str, int]:
-        """Messages known to be missing, by topic; topics of which none is are left out."""
-        lost = {topic: len(stamps) for topic, stamps in self._awaited.items()}
-        lost[topics.OBSERVATION_TICK] = self._last_tick + 1 - len(self._ticks)
+    def lost(self, but_newest: int = 0) -> dict[str, int]:
+        """Messages known to be missing, by topic; topics of which none is are left out.
+
+        but_newest: of so many ticks at the end nothing is counted, it may be under way.
+        """
+        until = self._last_tick - but_newest
+        lost = {
+            topic: sum(sequence <= until for sequence in stamps.values())
+            for topic, stamps in self._awaited.items()
+        }
+        there = sum(sequence <= until for sequence in self._ticks)
+        lost[topics.OBSERVATION_TICK] = max(until + 1, 0) - there
         lost[topics.EXECUTED_ACTION] = sum(
-            outcome in (Applied.APPLIED, Applied.REFUSED) and sequence not in self._labels
+            outcome in (Applied.APPLIED, Applied.REFUSED)
+            and sequence <= until
+            and sequence not in self._labels
             for sequence, outcome in self._outcomes.items()
         )
         return {topic: count for topic, count in lost.items() if count}
@@ -100,5 +114,6 @@ class Tally:
             labels=labels.counts(live),
             lost=lost,
             lossy=max(lost.values(), default=0) > self._max_lost_fraction * (self._last_tick + 1),
+            clock_jumps=self.clock_jumps,
             **known,
         )

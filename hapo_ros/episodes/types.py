@@ -92,7 +92,8 @@ class EpisodeResult:
     learning from.
     lost: messages known to be lost, by topic. complete: False where recording was cut short;
     recovered: True where ``hapo recover`` wrote the bag. note: why, as a sentence. lossy: more was
-    lost than EpisodeInfo's ``max_lost_fraction``.
+    lost than EpisodeInfo's ``max_lost_fraction``. clock_jumps: [s since the start, s that the wall
+    clock was set forward] of each time that it was.
     """
 
     outcome: str
@@ -104,6 +105,7 @@ class EpisodeResult:
     unresolved: bool = False
     note: str = ""
     lossy: bool = False
+    clock_jumps: list[list[float]] = field(default_factory=list)
 
     def __post_init__(self):
         if self.outcome not in OUTCOMES:
@@ -111,3 +113,8 @@ class EpisodeResult:
 
     def as_dict(self) -> dict:
         return asdict(self)
+
+
+def in_words(lost: dict[str, int]) -> str:
+    """What is lost, by topic, for a sentence; "" if nothing is."""
+    return ", ".join(f"{count} of {topic}" for topic, count in lost.items())

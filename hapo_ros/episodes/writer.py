@@ -51,6 +51,15 @@ def finish_bag(bag: BagFile, info: EpisodeInfo, result: EpisodeResult) -> None:
     )
 
 
+def free_episode_id(root: Path, wanted: str) -> str:
+    """``wanted``, or with a number behind it where that is the name of an episode already."""
+    name, number = wanted, 1
+    while (root / name).exists() or partial_folder(root, name).exists():
+        number += 1
+        name = f"{wanted}_{number}"
+    return name
+
+
 def partial_folder(root: Path, episode_id: str) -> Path:
     """Where an episode is while it is written."""
     return Path(root) / f".{episode_id}.partial"
@@ -142,6 +151,14 @@ class EpisodeWriter:
     def write_message(self, topic: str, message, time_ns: int) -> None:
         """Record a :func:`~hapo_ros.episodes.messages.bag_types` message; raises as ``write``."""
         self.write(topic, to_cdr(message, self._types[topic]), time_ns)
+
+    def note_clock_jump(self, after_s: float, jump_s: float) -> None:
+        """Note that the wall clock was set forward by ``jump_s``, so long after the start."""
+        self._tally.clock_jumps.append([round(after_s, 3), round(jump_s, 3)])
+
+    def lost(self, but_newest: int = 0) -> dict[str, int]:
+        """Messages known to be missing so far, by topic; see :meth:`Tally.lost`."""
+        return self._tally.lost(but_newest)
 
     def is_whole(self, sequence: int) -> bool:
         """Whether nothing is missing of what was written, up to the tick ``sequence`` at least."""
