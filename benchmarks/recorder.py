@@ -210,7 +210,7 @@ def run_recorder(robot: RobotSide, folder: Path, rate_hz: float, seconds: float)
             raise RuntimeError(reply.text)
     finally:
         processes.stop(process, 15.0)
-    reader = EpisodeReader(reply.bag)
+    reader = EpisodeReader(reply.bag, accept_recovered=True)
     return outcome(published, reader.counts, share, Path(reply.bag)) | {
         "lost_by_its_own_word": reader.result.lost
     }

@@ -219,7 +219,7 @@ PARAMETERS: dict[str, tuple[Parameter, ...]] = {
         Parameter(
             "max_lost_fraction",
             0.05,
-            "An episode is marked lossy that lost more of a topic than this, of its ticks",
+            "Share of a topic's messages that an episode may lose before it is marked lossy",
             "",
             0.0,
             1.0,

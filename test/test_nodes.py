@@ -16,7 +16,13 @@ from ros_graph import Probe, nothing_left_running, save_untrained, start_node, w
 import hapo_ros
 from hapo_ros import labels, topics
 from hapo_ros.arbitration import Applied, Authority, Event, PolicyCommand, Reason, Tick
-from hapo_ros.episodes import EpisodeInfo, EpisodeReader, Observation, messages
+from hapo_ros.episodes import (
+    BadEpisode,
+    EpisodeInfo,
+    EpisodeReader,
+    Observation,
+    messages,
+)
 from hapo_ros.episodes.contents import load
 from hapo_ros.episodes.interfaces import OWN_PACKAGE, bag_types, from_cdr, interface_folder, to_cdr
 from hapo_ros.parameters import PARAMETERS
@@ -306,6 +312,18 @@ def called(probe, type_, name, **fields):
     return future.result()
 
 
+def diagnosed(probe):
+    """What was last said on /diagnostics: DiagnosticStatus."""
+    from diagnostic_msgs.msg import DiagnosticArray
+
+    if "/diagnostics" not in probe.heard:
+        heard = probe.heard["/diagnostics"] = []
+        probe.node.create_subscription(DiagnosticArray, "/diagnostics", heard.append, 10)
+    wait_for(lambda: probe.heard["/diagnostics"])
+    (status,) = probe.heard["/diagnostics"][-1].status
+    return status
+
+
 OF_POLICY = {"version": VERSION, "normalisation": {"proprio_mean": [0.5]}}
 
 
@@ -363,14 +381,14 @@ class Deployed:
         message = messages.authority_status_message(self.types, 0, authority, reason)
         self.publishers[topics.AUTHORITY_STATUS].publish(message)
 
-    def end(self, last_sequence=-1):
+    def end(self, last_sequence=-1, episode_id="ep"):
         from hapo_ros.srv import EndEpisode
 
         ended = called(
             self.probe,
             EndEpisode,
             topics.END_EPISODE,
-            episode_id="ep",
+            episode_id=episode_id,
             outcome="success",
             last_sequence=last_sequence,
         )
@@ -406,6 +424,58 @@ def test_an_episode_without_one_of_its_cameras_is_refused_and_the_topic_named(
     assert not list((tmp_path / "bags").iterdir())
     probe.publisher(silent, "sensor_msgs/msg/Image")
     deployed.started()
+
+
+def test_a_subscription_asks_for_what_all_publishers_offer_and_for_no_more():
+    from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+
+    from hapo_ros.nodes.offered import adapted
+
+    best_effort, reliable = ReliabilityPolicy.BEST_EFFORT, ReliabilityPolicy.RELIABLE
+    volatile, latched = DurabilityPolicy.VOLATILE, DurabilityPolicy.TRANSIENT_LOCAL
+
+    def chosen(wanted, *offered):
+        profiles = [QoSProfile(depth=1, reliability=r, durability=d) for r, d in offered]
+        qos = adapted(QoSProfile(depth=7, reliability=wanted[0], durability=wanted[1]), profiles)
+        assert qos.depth == 7
+        return qos.reliability, qos.durability
+
+    most = (reliable, latched)
+    assert chosen(most) == chosen(most, most) == chosen(most, most, most) == most
+    assert chosen(most, most, (best_effort, latched)) == (best_effort, latched)
+    assert chosen(most, (reliable, volatile), most) == (reliable, volatile)
+    assert chosen(most, (reliable, volatile), (best_effort, latched)) == (best_effort, volatile)
+    assert chosen((best_effort, volatile), most) == (best_effort, volatile)  # no more than wanted
+
+
+def test_topics_offered_with_less_than_was_asked_for_are_recorded_and_of_another_type_refused(
+    start, probe, tmp_path
+):
+    from rclpy.qos import QoSProfile, ReliabilityPolicy
+    from sensor_msgs.msg import Image
+    from std_msgs.msg import String
+
+    start("recorder", root=tmp_path / "bags", cameras="[agentview]", max_lost_fraction=1.0)
+    image, status = topics.image("agentview"), topics.AUTHORITY_STATUS
+    deployed = Deployed(probe, ("agentview",), but=[image, status])
+    with Probe(probe.context.get_domain_id(), "stranger") as stranger:
+        stranger.node.create_publisher(String, image, 10)
+        refusal = f"/stranger publishes {image} as std_msgs/msg/String, not as sensor_msgs/msg/"
+        wait_for(lambda: refusal in deployed.start().text)
+    assert not list((tmp_path / "bags").iterdir())
+
+    of_a_driver = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
+    offered = {image: (Image, of_a_driver), status: (deployed.types.AuthorityStatus, 10)}
+    for topic, (type_, qos) in offered.items():
+        deployed.publishers[topic] = probe.node.create_publisher(type_, topic, qos)
+    wait_for(lambda: all(deployed.publishers[name].get_subscription_count() for name in offered))
+    deployed.started()
+    for sequence in range(20):
+        deployed.observe(sequence)
+        deployed.decide(sequence)
+        deployed.report(Authority.POLICY, Reason.POLICY_ACTS)
+    counts = load(deployed.end()).counts
+    assert counts[image] and counts[status] and counts[topics.OBSERVATION_TICK]
 
 
 def test_a_full_disk_refuses_an_episode(start, probe, tmp_path):
@@ -507,8 +577,11 @@ def test_where_nobody_decides_any_more_nothing_is_lost_and_the_end_does_not_wait
     assert EpisodeReader(deployed.end(last_sequence=19)).result.lost == {}
 
 
-def test_an_episode_that_misses_an_image_counts_it_and_closes_in_time(start, probe, tmp_path):
-    start("recorder", root=tmp_path / "bags", cameras="[agentview]", lock_step="false")
+def test_an_episode_that_misses_an_image_counts_it_is_marked_lossy_and_closes_in_time(
+    start, probe, tmp_path
+):
+    options = {"cameras": "[agentview]", "lock_step": "false"}
+    recorder = start("recorder", root=tmp_path / "bags", **options)
     deployed, image = Deployed(probe, ("agentview",)), topics.image("agentview")
     deployed.started()
     deployed.observe(150, episode_id="the one before")  # its last, late: not of this episode
@@ -518,7 +591,12 @@ def test_an_episode_that_misses_an_image_counts_it_and_closes_in_time(start, pro
             deployed.decide(sequence)
             deployed.decide(sequence)  # sent again
     deployed.decide(1, x=-0.5)  # two arbiters, of two minds
-    reader = EpisodeReader(deployed.end(last_sequence=3))
+    bag = deployed.end(last_sequence=3)
+    with pytest.raises(BadEpisode, match="Too much was lost") as refused:
+        EpisodeReader(bag)
+    assert refused.value.name == "lossy" and f"(1 of {image})" in str(refused.value)
+    assert f"Recorded in {bag}. It is marked lossy" in log(recorder)
+    reader = EpisodeReader(bag, accept_recovered=True)
     assert reader.result.lost == {image: 1} and reader.lost_steps == 1
     assert reader.counts[topics.EXECUTED_ACTION] == 4
     assert reader.counts[topics.OBSERVATION_TICK] == 4
@@ -531,13 +609,15 @@ def test_an_episode_that_misses_an_image_counts_it_and_closes_in_time(start, pro
 POSE = np.array([0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0])
 
 
-def decision_message(sequence: int, x: float = 0.5):
+def decision_message(sequence: int, x: float = 0.5, episode_id: str = "ep"):
     from hapo_ros.arbitration import Decision
     from hapo_ros.nodes.common import ros_types
 
     action = np.array([x, 0, 0, 0, 0, 0, -1], np.float32)
     policy = (labels.POLICY, Authority.POLICY, Reason.POLICY_ACTS)
-    decision = Decision("ep", sequence, action, action, *policy, epoch=0, policy_version=VERSION)
+    decision = Decision(
+        episode_id, sequence, action, action, *policy, epoch=0, policy_version=VERSION
+    )
     return messages.executed_action_message(ros_types(), decision, (sequence + 1) * 50_000_000)
 
 
@@ -849,14 +929,7 @@ def test_a_twist_of_another_frame_is_refused_and_counted(around):
 
 def diagnosis(around) -> dict:
     """What the arbiter last said on /diagnostics, by name."""
-    from diagnostic_msgs.msg import DiagnosticArray
-
-    if "/diagnostics" not in around.probe.heard:
-        heard = around.probe.heard["/diagnostics"] = []
-        around.probe.node.create_subscription(DiagnosticArray, "/diagnostics", heard.append, 10)
-    wait_for(lambda: around.probe.heard["/diagnostics"])
-    (status,) = around.probe.heard["/diagnostics"][-1].status
-    return {value.key: value.value for value in status.values}
+    return {value.key: value.value for value in diagnosed(around.probe).values}
 
 
 def test_when_the_recording_fails_the_policy_stops_and_a_human_moves_on(around):

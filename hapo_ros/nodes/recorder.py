@@ -16,7 +16,8 @@ from hapo_ros.episodes import EpisodeInfo, EpisodeWriteError, EpisodeWriter, mes
 from hapo_ros.episodes.contents import cdr_stamp_ns
 from hapo_ros.episodes.recovery import RecoveryError, recover, unfinished
 from hapo_ros.episodes.software import software_versions
-from hapo_ros.episodes.writer import partial_folder
+from hapo_ros.episodes.types import in_words
+from hapo_ros.episodes.writer import free_episode_id
 from hapo_ros.msg import AuthorityStatus, EpisodeState
 from hapo_ros.nodes.common import (
     IMAGES,
@@ -25,14 +26,14 @@ from hapo_ros.nodes.common import (
     STATUS,
     FatalError,
     HapoNode,
-    message_class,
     run,
 )
-from hapo_ros.nodes.polling import UNWATCHED, never, taken
+from hapo_ros.nodes.offered import Listener
 from hapo_ros.parameters import PARAMETERS
 from hapo_ros.srv import DiscardEpisode, EndEpisode, StartEpisode
 
 POLL_S = 0.03
+ADAPT_S = 1.0
 # Deeper than a reader of the present status needs: every one is recorded.
 EVERY_STATUS = QoSProfile(
     depth=50, reliability=STATUS.reliability, durability=DurabilityPolicy.TRANSIENT_LOCAL
@@ -59,19 +60,13 @@ class Recorder(HapoNode):
         self._seen: dict[str, dict] = {}  # topic -> what tells its last messages from each other
         self._malformed: Counter[str] = Counter()  # by topic
         self._tick_stamp_ns = 0  # of the newest tick, over all episodes
+        self._failure = ""  # of the last recording: why there is no whole bag of it
         self._closing: Future | None = None
         self._wanted_sequence, self._closing_since_s = -1, 0.0
         self._recover()
 
-        self._subscriptions_by_topic = {
-            topic: self.create_subscription(
-                message_class(type_name),
-                topic,
-                never,
-                self._qos(topic, type_name),
-                callback_group=UNWATCHED,
-                raw=True,
-            )
+        self._listeners = {
+            topic: Listener(self, topic, type_name, self._qos(topic, type_name))
             for topic, type_name in self._topics.items()
         }
         for topic in (topics.OBSERVATION_INFO, topics.POLICY_INFO):
@@ -86,6 +81,7 @@ class Recorder(HapoNode):
         )
         self.create_service(DiscardEpisode, topics.DISCARD_EPISODE, self._on_discard)
         self.every(POLL_S, self._poll)
+        self.every(ADAPT_S, self._adapt)
         self._publish_state(EpisodeState.IDLE)
 
     @staticmethod
@@ -132,10 +128,16 @@ class Recorder(HapoNode):
 
     def _poll(self) -> None:
         """Take what has come, of every topic."""
-        for topic, subscription in self._subscriptions_by_topic.items():
-            for data in taken(subscription):
+        for topic, listener in self._listeners.items():
+            for data in listener.taken():
                 self._on_message(topic, data)
         self._watch_closing()
+
+    def _adapt(self) -> None:
+        """Hear every publisher there is. Not while recording: it would lose messages of others."""
+        if self._writer is None:
+            for listener in self._listeners.values():
+                listener.adapt()
 
     def _on_message(self, topic: str, data: bytes) -> None:
         try:
@@ -180,6 +182,7 @@ class Recorder(HapoNode):
             )
 
     def _fail(self, sentence: str) -> None:
+        self._failure = sentence
         self.get_logger().error(sentence)
         self._publish_state(EpisodeState.FAILED, text=sentence)
         self._writer.close()
@@ -191,6 +194,7 @@ class Recorder(HapoNode):
 
     def _on_start(self, request, response):
         self._poll()  # what has come already counts, such as a fault
+        self._adapt()
         response.ok = False
         if problem := self._start_problem(request):
             response.text = problem
@@ -211,6 +215,7 @@ class Recorder(HapoNode):
             normalisation=policy.get("normalisation", {}),
             settings=self._settings,
             versions=self._versions,
+            max_lost_fraction=self.parameters.max_lost_fraction,
         )
         self._seen = {topic: {} for topic in self._topics}
         try:
@@ -224,6 +229,7 @@ class Recorder(HapoNode):
         except EpisodeWriteError as error:
             response.text = str(error)
             return response
+        self._failure = ""
         self._publish_state(EpisodeState.RUNNING)
         response.ok, response.episode_id = True, info.episode_id
         response.text = f"Recording {info.episode_id}."
@@ -239,17 +245,19 @@ class Recorder(HapoNode):
             return f"source must be demonstration or deployment, not {request.source!r}."
         if request.seed < 0:
             return f"seed must be 0 or more, not {request.seed}. Nothing is recorded."
-        silent = [
-            topic
-            for topic, subscription in self._subscriptions_by_topic.items()
-            if subscription.get_publisher_count() == 0
-        ]
+        silent = {
+            topic: listener.misfit()
+            for topic, listener in self._listeners.items()
+            if not listener.is_heard()
+        }
+        if misfits := [misfit for misfit in silent.values() if misfit]:
+            return f"{'; '.join(misfits)}. Nothing is recorded. Mend or stop that publisher."
         told = [topics.OBSERVATION_INFO]
         told += [topics.POLICY_INFO] if request.source == "deployment" else []
-        if missing := silent + [topic for topic in told if topic not in self._infos]:
+        if missing := [*silent, *(topic for topic in told if topic not in self._infos)]:
             return (
                 f"No one publishes {', '.join(missing)}. Nothing is recorded. Start the nodes that "
-                "publish it, or check its QoS."
+                "publish it; those that have just come are heard in a moment."
             )
         known = self._infos[topics.OBSERVATION_INFO]
         if problems := known.get("problems"):
@@ -270,12 +278,7 @@ class Recorder(HapoNode):
     def _new_id(self, task: str, seed: int) -> str:
         """A name that is not taken: two episodes may begin within a second."""
         now = datetime.fromtimestamp(time.time(), timezone.utc)
-        first = name = f"{now:%Y%m%dT%H%M%S}_{task}_s{seed}"
-        number = 1
-        while (self._root / name).exists() or partial_folder(self._root, name).exists():
-            number += 1
-            name = f"{first}_{number}"
-        return name
+        return free_episode_id(self._root, f"{now:%Y%m%dT%H%M%S}_{task}_s{seed}")
 
     async def _on_end(self, request, response):
         response.ok = False
@@ -291,23 +294,20 @@ class Recorder(HapoNode):
         self._watch_closing()
         await self._closing
         self._closing = None
-        if self._writer is not None:
-            response.bag = self._finish(
-                request.outcome, note=request.note, unresolved=request.unresolved
-            )
-        response.ok = bool(response.bag)
-        response.text = (
-            f"Recorded in {response.bag}." if response.ok else "Not recorded; see the log."
+        response.bag, response.text = self._finish(
+            request.outcome, note=request.note, unresolved=request.unresolved
         )
+        response.ok = bool(response.bag)
         return response
 
     def _on_discard(self, request, response):
         response.text = self._end_problem(request.episode_id)
-        response.ok = not response.text
-        if response.ok:
+        if not response.text:
             self._publish_state(EpisodeState.CLOSING)
-            bag = self._finish("discarded", note=request.reason)
-            response.text = f"Discarded; kept in {bag}, never used for learning."
+            bag, response.text = self._finish("discarded", note=request.reason)
+            response.ok = bool(bag)
+            if response.ok:
+                response.text = f"Discarded; kept in {bag}, never used for learning."
         return response
 
     def _end_problem(self, episode_id: str) -> str:
@@ -327,20 +327,31 @@ class Recorder(HapoNode):
         if complete or late:
             self._closing.set_result(complete)
 
-    def _finish(self, outcome: str | None, **known) -> str:
-        """Close the bag; returns its folder, or "" where that failed."""
+    def _finish(self, outcome: str | None, **known) -> tuple[str, str]:
+        """Close the bag; returns its folder, "" where there is none, and a sentence."""
+        self._poll()  # what has come belongs to it
         writer, self._writer = self._writer, None
+        if writer is None:
+            return "", self._failure
         result = writer.result(outcome, **known)
         try:
             bag = str(writer.finish(result).resolve())
         except EpisodeWriteError as error:
-            self.get_logger().error(str(error))
-            self._publish_state(EpisodeState.FAILED, info=writer.info, text=str(error))
-            return ""
+            self._failure = str(error)
+            self.get_logger().error(self._failure)
+            self._publish_state(EpisodeState.FAILED, info=writer.info, text=self._failure)
+            return "", self._failure
+        text = f"Recorded in {bag}."
+        if result.lossy:
+            text += (
+                f" It is marked lossy ({in_words(result.lost)} lost) and not learned from until "
+                "it is accepted. Relieve the machine, or record fewer cameras."
+            )
+            self.get_logger().warning(text)
         self._publish_state(
-            EpisodeState.FINISHED, info=writer.info, outcome=result.outcome, bag=bag
+            EpisodeState.FINISHED, info=writer.info, outcome=result.outcome, bag=bag, text=text
         )
-        return bag
+        return bag, text
 
     def _publish_state(self, state: int, info: EpisodeInfo | None = None, **known) -> None:
         info = info or (self._writer.info if self._writer is not None else None)
