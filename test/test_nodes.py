@@ -606,6 +606,38 @@ def test_an_episode_that_misses_an_image_counts_it_is_marked_lossy_and_closes_in
     }
 
 
+JUMPING = """
+import sys, time
+from pathlib import Path
+
+real, is_set = time.time, Path(__file__).with_name("clock is set")
+time.time = lambda: real() + 3600.0 * is_set.exists()
+
+from hapo_ros.nodes.recorder import main
+
+sys.exit(main())
+"""
+
+
+def test_a_wall_clock_that_is_set_is_noted_in_the_bag_and_changes_nothing_else(
+    start, probe, tmp_path
+):
+    script = tmp_path / "recorder_with_a_clock.py"
+    script.write_text(JUMPING)
+    recorder = start(script, root=tmp_path / "bags", cameras="['']", lock_step="false")
+    deployed = Deployed(probe)
+    deployed.started()
+    deployed.observe(0)
+    deployed.decide(0)
+    (tmp_path / "clock is set").touch()
+    wait_for(lambda: "The wall clock was set by +3600.0 s" in log(recorder))
+    deployed.observe(1)
+    reader = EpisodeReader(deployed.end(last_sequence=1))
+    ((after_s, jump_s),) = reader.result.clock_jumps
+    assert after_s > 0 and jump_s == pytest.approx(3600.0, abs=1.0)
+    assert reader.result.complete and reader.live.tolist() == [labels.POLICY]
+
+
 POSE = np.array([0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0])
 
 

@@ -13,6 +13,7 @@ from std_msgs.msg import String
 
 from hapo_ros import topics
 from hapo_ros.episodes import EpisodeInfo, EpisodeWriteError, EpisodeWriter, messages
+from hapo_ros.episodes.clocks import ClockWatch
 from hapo_ros.episodes.contents import cdr_stamp_ns
 from hapo_ros.episodes.recovery import RecoveryError, recover, unfinished
 from hapo_ros.episodes.software import software_versions
@@ -60,6 +61,7 @@ class Recorder(HapoNode):
         self._seen: dict[str, dict] = {}  # topic -> what tells its last messages from each other
         self._malformed: Counter[str] = Counter()  # by topic
         self._tick_stamp_ns = 0  # of the newest tick, over all episodes
+        self._clock_watch: ClockWatch | None = None  # of the running episode
         self._failure = ""  # of the last recording: why there is no whole bag of it
         self._closing: Future | None = None
         self._wanted_sequence, self._closing_since_s = -1, 0.0
@@ -131,6 +133,7 @@ class Recorder(HapoNode):
         for topic, listener in self._listeners.items():
             for data in listener.taken():
                 self._on_message(topic, data)
+        self._watch_clock()
         self._watch_closing()
 
     def _adapt(self) -> None:
@@ -229,6 +232,7 @@ class Recorder(HapoNode):
         except EpisodeWriteError as error:
             response.text = str(error)
             return response
+        self._clock_watch = ClockWatch(time.time(), self.now_s())
         self._failure = ""
         self._publish_state(EpisodeState.RUNNING)
         response.ok, response.episode_id = True, info.episode_id
@@ -317,6 +321,15 @@ class Recorder(HapoNode):
         if episode_id != running:
             return f"The running episode is {running}, not {episode_id!r}. It goes on."
         return ""
+
+    def _watch_clock(self) -> None:
+        """Nothing here depends on the wall clock; who reads the bag has to know that it was set."""
+        if self._writer is not None and (jump := self._clock_watch.look(time.time(), self.now_s())):
+            self._writer.note_clock_jump(*jump)
+            self.get_logger().warning(
+                f"The wall clock was set by {jump[1]:+.1f} s. The recording goes on, and its bag "
+                "says so. Set clocks between episodes."
+            )
 
     def _watch_closing(self) -> None:
         """End the wait of EndEpisode: everything is there, or the time is over."""
