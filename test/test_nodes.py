@@ -606,6 +606,29 @@ def test_an_episode_that_misses_an_image_counts_it_is_marked_lossy_and_closes_in
     }
 
 
+def test_a_recorder_says_on_diagnostics_how_it_is(recorder, probe):
+    from diagnostic_msgs.msg import DiagnosticStatus
+
+    def says(level, **known):
+        status = diagnosed(probe)
+        values = {value.key: value.value for value in status.values}
+        return status.level == level and known.items() <= values.items()
+
+    deployed = Deployed(probe)
+    wait_for(lambda: says(DiagnosticStatus.OK, state="IDLE", episode="", messages="0"))
+    assert int({value.key: value.value for value in diagnosed(probe).values}["free_mib"]) > 0
+    deployed.started()
+    deployed.decide(0, x=float("nan"))
+    for sequence in range(40):
+        deployed.observe(sequence, without=[topics.JOINT_STATE] if sequence == 3 else [])
+        deployed.decide(sequence)
+    lost = f"1 of {topics.JOINT_STATE}"
+    wait_for(lambda: says(DiagnosticStatus.WARN, episode="ep", lost=lost, malformed="1"))
+    deployed.end(last_sequence=39)
+    deployed.started("next")
+    wait_for(lambda: says(DiagnosticStatus.OK, state="RUNNING", episode="next", lost=""))
+
+
 JUMPING = """
 import sys, time
 from pathlib import Path

@@ -1,11 +1,13 @@
 """The recorder: owns the episode, one bag each. Messages are written as they came, undecoded."""
 
 import json
+import shutil
 import time
 from collections import Counter
 from datetime import datetime, timezone
 from pathlib import Path
 
+from diagnostic_msgs.msg import DiagnosticStatus
 from rclpy.callback_groups import ReentrantCallbackGroup
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.task import Future
@@ -42,6 +44,11 @@ EVERY_STATUS = QoSProfile(
 # What is sent again when its tick is sent again is recorded once: the last so many of a topic are
 # known. The status is none of that.
 _REMEMBERED = 200
+_UNDER_WAY = 20  # ticks, of which a message may still come
+_STATES = {
+    getattr(EpisodeState, name): name
+    for name in ("IDLE", "OPENING", "RUNNING", "CLOSING", "FINISHED", "FAILED")
+}
 
 
 class Recorder(HapoNode):
@@ -62,6 +69,7 @@ class Recorder(HapoNode):
         self._malformed: Counter[str] = Counter()  # by topic
         self._tick_stamp_ns = 0  # of the newest tick, over all episodes
         self._clock_watch: ClockWatch | None = None  # of the running episode
+        self._lost: dict[str, int] = {}  # of the last episode
         self._failure = ""  # of the last recording: why there is no whole bag of it
         self._closing: Future | None = None
         self._wanted_sequence, self._closing_since_s = -1, 0.0
@@ -84,6 +92,7 @@ class Recorder(HapoNode):
         self.create_service(DiscardEpisode, topics.DISCARD_EPISODE, self._on_discard)
         self.every(POLL_S, self._poll)
         self.every(ADAPT_S, self._adapt)
+        self.diagnose(self._diagnosis)
         self._publish_state(EpisodeState.IDLE)
 
     @staticmethod
@@ -233,7 +242,7 @@ class Recorder(HapoNode):
             response.text = str(error)
             return response
         self._clock_watch = ClockWatch(time.time(), self.now_s())
-        self._failure = ""
+        self._lost, self._failure = {}, ""
         self._publish_state(EpisodeState.RUNNING)
         response.ok, response.episode_id = True, info.episode_id
         response.text = f"Recording {info.episode_id}."
@@ -347,6 +356,7 @@ class Recorder(HapoNode):
         if writer is None:
             return "", self._failure
         result = writer.result(outcome, **known)
+        self._lost = result.lost
         try:
             bag = str(writer.finish(result).resolve())
         except EpisodeWriteError as error:
@@ -368,9 +378,39 @@ class Recorder(HapoNode):
 
     def _publish_state(self, state: int, info: EpisodeInfo | None = None, **known) -> None:
         info = info or (self._writer.info if self._writer is not None else None)
+        self._state = state
         self._states.publish(
             messages.episode_state_message(self.types, self.ros_now_ns(), state, info, **known)
         )
+
+    def _diagnosis(self):
+        free_mib, needed_mib = self._free_mib(), self.parameters.min_free_mib
+        writer, lost = self._writer, self._lost
+        if writer is not None:
+            lost = writer.lost(but_newest=_UNDER_WAY)
+        level, text = DiagnosticStatus.OK, "Recording." if writer else "Ready."
+        if self._failure:
+            level, text = DiagnosticStatus.ERROR, self._failure
+        elif free_mib < needed_mib:
+            level = DiagnosticStatus.WARN
+            text = f"{free_mib} MiB are free and an episode needs {needed_mib}. Free some space."
+        elif lost:
+            level, text = DiagnosticStatus.WARN, "Messages are lost on their way to the recorder."
+        known = {
+            "state": _STATES[self._state],
+            "episode": writer.info.episode_id if writer else "",
+            "messages": sum(writer.counts.values()) if writer else 0,
+            "lost": in_words(lost),
+            "malformed": self._malformed.total(),
+            "free_mib": free_mib,
+        }
+        return level, text, known
+
+    def _free_mib(self) -> int:
+        try:
+            return shutil.disk_usage(self._root).free >> 20
+        except OSError:
+            return 0  # its disk is gone
 
     def shut_down(self) -> None:
         """Close the bag of an episode that was cut short; it is kept and marked incomplete."""
