@@ -273,13 +273,13 @@ class Graph:
 class Probe:
     """A node in the test's own process, spun in a thread: what it hears is kept, by topic."""
 
-    def __init__(self, domain: int, name: str = "probe"):
+    def __init__(self, domain: int, name: str = "probe", namespace: str = ""):
         import rclpy
         from rclpy.executors import SingleThreadedExecutor
 
         self.context = rclpy.Context()
         rclpy.init(context=self.context, domain_id=domain)
-        self.node = rclpy.create_node(name, context=self.context)
+        self.node = rclpy.create_node(name, context=self.context, namespace=namespace)
         self.heard: dict[str, list] = {}
         self._executor = SingleThreadedExecutor(context=self.context)
         self._executor.add_node(self.node)

@@ -2,7 +2,11 @@
 
 import ast
 import json
+import os
+import random
+import shutil
 import signal
+import subprocess
 import time
 from functools import partial
 from importlib import import_module
@@ -22,8 +26,11 @@ from hapo_ros.episodes import (
     EpisodeReader,
     Observation,
     messages,
+    open_episodes,
+    recover,
 )
-from hapo_ros.episodes.contents import load
+from hapo_ros.episodes.contents import Damaged, load
+from hapo_ros.episodes.contents import messages as messages_of
 from hapo_ros.episodes.interfaces import OWN_PACKAGE, bag_types, from_cdr, interface_folder, to_cdr
 from hapo_ros.parameters import PARAMETERS
 from hapo_ros.restarts import RUN_ENDS
@@ -659,6 +666,170 @@ def test_a_wall_clock_that_is_set_is_noted_in_the_bag_and_changes_nothing_else(
     ((after_s, jump_s),) = reader.result.clock_jumps
     assert after_s > 0 and jump_s == pytest.approx(3600.0, abs=1.0)
     assert reader.result.complete and reader.live.tolist() == [labels.POLICY]
+
+
+def newest_tick(bag) -> int:
+    """Sequence of the last tick that is on the disk, -1 if there is none."""
+    newest = -1
+    try:
+        for message in messages_of(next(bag.glob("*.mcap"))):
+            if message.topic.name == topics.OBSERVATION_TICK:
+                newest = from_cdr(message.cdr, message.topic.type_name).sequence
+    except Damaged:
+        return newest  # it is being written
+    return newest
+
+
+def contents_of(folder) -> dict:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_recorders_killed_at_20_moments_lose_a_second_at_most_and_harm_nothing_finished(
+    start, tmp_path, ros_domain, monkeypatch
+):
+    """Two at a time, each restarted on its folder: one starts while the other one records.
+
+    Every restart has a namespace of its own: a killed node stays in the graph for a while.
+    """
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # for the locks of the nodes' names
+    dice, second = random.Random(21), 20
+
+    def begin(lane, number):
+        return start(
+            "recorder", "-r", f"__ns:=/{lane}{number}", root=tmp_path / lane, cameras="['']"
+        )
+
+    def check_recovered(bag, sent):
+        contents = load(bag)
+        assert contents.result.recovered and not contents.result.complete
+        ticks = sorted(contents.ticks)
+        assert ticks == list(range(len(ticks))) and sent - len(ticks) <= second
+
+    running = {lane: begin(lane, 0) for lane in "ab"}
+    finished, sent = {"a": {}, "b": {}}, {}
+    for number in range(11):
+        for lane in "ab":
+            root, name = tmp_path / lane, f"ep{number}"
+            with Probe(ros_domain, namespace=f"{lane}{number}") as probe:
+                deployed = Deployed(probe)  # the recorder is there, and has recovered what was left
+                if number == 0:
+                    deployed.started("whole")
+                    record(deployed, root / ".whole.partial", "whole", 3, ahead=second)
+                    deployed.end(2, "whole")
+                else:
+                    check_recovered(root / f"ep{number - 1}", sent[lane])
+                    assert finished[lane].items() <= contents_of(root).items()
+                if number == 10:
+                    continue
+                finished[lane] = contents_of(root)
+                deployed.started(name)
+                sent[lane] = dice.randrange(second, 3 * second)
+                record(deployed, root / f".{name}.partial", name, sent[lane], ahead=second)
+                running[lane].kill()
+                running[lane].wait(10)
+            running[lane] = begin(lane, number + 1)
+    for lane in "ab":
+        used, skipped = open_episodes(tmp_path / lane)
+        assert [reader.path.name for reader in used] == ["whole"]
+        assert [each.name for each in skipped] == ["recovered"] * 10
+
+
+def record(deployed, partial, episode_id, count, ahead):
+    """Send ticks and decisions, never more than ``ahead`` ticks before what is on the disk."""
+    newest = -1
+
+    def kept_up():
+        nonlocal newest
+        newest = newest if newest >= sequence - ahead else newest_tick(partial)
+        return newest >= sequence - ahead
+
+    for sequence in range(count):
+        wait_for(kept_up)
+        deployed.observe(sequence, episode_id=episode_id)
+        deployed.decide(sequence, episode_id=episode_id)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder that is a disk of 64 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("no disk may be mounted here")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def fill(disk, *, left_mib=0):
+    """Another process fills the disk."""
+    free = shutil.disk_usage(disk).free
+    size = free - (left_mib << 20) if left_mib else 2 * free
+    command = ["dd", "if=/dev/zero", f"of={disk / 'full'}", "bs=64K", f"count={size >> 16}"]
+    full = subprocess.run(command, capture_output=True)
+    assert (full.returncode == 0) == bool(left_mib)
+
+
+def test_a_disk_that_fills_up_or_is_read_only_ends_a_recording_and_room_allows_the_next(
+    small_disk, start, probe
+):
+    from diagnostic_msgs.msg import DiagnosticStatus
+
+    from hapo_ros.msg import EpisodeState
+
+    start("recorder", root=small_disk / "bags", cameras="['']", min_free_mib=32)
+    deployed, states = Deployed(probe), probe.listen(topics.EPISODE_STATE)
+
+    def record_until_failed(name, **left) -> str:
+        sequence = iter(range(100_000))
+
+        def go_on():
+            number = next(sequence)
+            deployed.observe(number, episode_id=name)
+            deployed.decide(number, episode_id=name)
+
+        deployed.started(name)
+        wait_for(lambda: newest_tick(small_disk / "bags" / f".{name}.partial") > 10, go_on)
+        fill(small_disk, **left)
+        told = (EpisodeState.FAILED, name)
+        wait_for(lambda: (states[-1].state, states[-1].episode_id) == told, go_on)
+        return states[-1].text
+
+    def refused(name) -> str:
+        reply = deployed.start(episode_id=name)
+        assert not reply.ok and not list((small_disk / "bags").glob(f"*{name}*"))
+        return reply.text
+
+    # Almost full: there is room to close the bag.
+    said = record_until_failed("closed", left_mib=8)
+    assert "the disk is full" in said and "Closed as far as it got, marked incomplete" in said
+    with pytest.raises(BadEpisode, match="Recording ended early") as error:
+        EpisodeReader(small_disk / "bags" / "closed")
+    assert error.value.name == "incomplete"
+    assert len(EpisodeReader(small_disk / "bags" / "closed", accept_recovered=True).live) > 10
+    wait_for(lambda: diagnosed(probe).level == DiagnosticStatus.ERROR)
+    assert "the disk is full" in diagnosed(probe).message
+    assert "MiB free and 32 MiB are needed. Not recorded. Free some space" in refused("never")
+    (small_disk / "full").unlink()
+
+    # Full to the last byte: what is there is left for `hapo recover`.
+    said = record_until_failed("left")
+    assert "No space left on device" in said and "Make room, then run `hapo recover`" in said
+    assert "MiB are needed" in refused("never")
+    (small_disk / "full").unlink()
+    recovered = recover(small_disk / "bags" / ".left.partial")
+    assert len(EpisodeReader(recovered, accept_recovered=True).live) > 5
+
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    assert "Read-only file system. Not recorded. Choose another folder." in refused("never")
+    subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+
+    deployed.started()
+    deployed.observe(0)
+    deployed.decide(0)
+    deployed.observe(1)
+    assert EpisodeReader(deployed.end(last_sequence=1)).result.complete
+    wait_for(lambda: diagnosed(probe).level == DiagnosticStatus.OK)
 
 
 POSE = np.array([0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0])
@@ -1332,7 +1503,6 @@ def test_an_episode_waits_for_the_nodes_that_need_its_ticks_whoever_else_listens
 
 
 def test_the_gateway_answers_every_line_and_ends_with_its_input(ros_domain):
-    import subprocess
     import sys
 
     from hapo_ros.supervisor import executable
