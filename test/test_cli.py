@@ -39,8 +39,10 @@ CORRECTED = [P] * 14 + [H] * 6 + [N] + [P] * 5
 DEADLINE_S = 60.0
 
 
-def record(root: Path, episode_id: str, live, source="deployment", decided=True) -> Path:
-    """A bag of made-up steps without images."""
+def record(
+    root: Path, episode_id: str, live, source="deployment", decided=True, lost=(), clock_jumps=()
+) -> Path:
+    """A bag of made-up steps without images; lost: sequences whose joint state is not there."""
     info = EpisodeInfo(
         episode_id=episode_id,
         task="Lift",
@@ -49,6 +51,7 @@ def record(root: Path, episode_id: str, live, source="deployment", decided=True)
         seed=1,
         object_state=STATE,
         action_space={"names": NAMES, "control_hz": 20.0},
+        max_lost_fraction=0.05 if lost else 1.0,
     )
     rng = np.random.default_rng(len(live))
     recorded = topics.recorded(info.cameras, bool(info.object_state))
@@ -72,7 +75,10 @@ def record(root: Path, episode_id: str, live, source="deployment", decided=True)
                     TYPES, decision, at_ns
                 )
             for topic, message in built.items():
-                writer.write_message(topic, message, at_ns)
+                if topic != topics.JOINT_STATE or sequence not in lost:
+                    writer.write_message(topic, message, at_ns)
+        for jump in clock_jumps:
+            writer.note_clock_jump(*jump)
         return writer.finish(writer.result("success"))
 
 
@@ -485,6 +491,19 @@ def test_what_a_crash_left_is_recovered_and_called_a_loss(hapo, recordings, tmp_
     assert code == 3 and "bags/.ep1.partial -> " in out
     code, out, _ = hapo("info", "bags", "--accept-recovered", "--json")
     assert strict_json(out)["summary"]["episodes"] == 1
+
+
+def test_what_lost_too_much_is_a_loss_until_it_is_accepted_and_a_clock_that_was_set_is_told(
+    hapo, tmp_path
+):
+    record(tmp_path / "bags", "ep1", CORRECTED, lost=range(5, 10), clock_jumps=[(0.1, -3600.25)])
+    record(tmp_path / "bags", "ep2", CORRECTED)
+    code, out, _ = hapo("info", "bags")
+    assert code == 3 and "Too much was lost while recording" in out
+    assert f"(5 of {topics.JOINT_STATE})" in out and "clock" not in out
+    code, out, _ = hapo("info", "bags", "--accept-recovered")
+    assert code == 0 and out.count("success (lossy)") == 1
+    assert "ep1: the wall clock was set by -3600.2 s after 0.1 s" in out
 
 
 # Evaluating
