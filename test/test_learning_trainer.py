@@ -489,7 +489,10 @@ def test_bags_are_opened_read_for_what_the_policy_sees_and_skipped_ones_said(
     skipped = SimpleNamespace(reason="broken is no bag.")
     monkeypatch.setattr(
         "hapo_ros.episodes.open_episodes",
-        lambda paths: ([reader(e) for e in episodes()], [skipped]),
+        lambda paths, accept_recovered: (
+            [reader(e) for e in episodes()],
+            [] if accept_recovered else [skipped],
+        ),
         raising=False,
     )
     trained = trainer.optimize(
@@ -498,5 +501,9 @@ def test_bags_are_opened_read_for_what_the_policy_sees_and_skipped_ones_said(
     assert set(asked) == {(4, False)}
     assert trained.skipped == ["broken is no bag."] and trained.notes == []
     assert checkpoint.read_provenance(trained.checkpoint)["skipped"] == trained.skipped
+    accepting = {"k": 4, "steps": 1, "batch_size": 8, "accept_recovered": True}
+    assert not trainer.optimize(
+        ["bags"], base.checkpoint, "hapo", accepting, tmp_path / "accepted"
+    ).skipped
     again = trainer.train_bc("bags", {**SMALL, "k": 4, "steps": 1}, tmp_path / "base")
     assert checkpoint.load(again.checkpoint).object_state == 2

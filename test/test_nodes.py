@@ -1570,6 +1570,20 @@ def test_the_gateway_tells_a_console_of_device_and_diagnostics(probe):
         assert not others
 
 
+def test_a_malformed_word_of_a_policy_does_not_end_the_gateway(probe):
+    from std_msgs.msg import String
+
+    from hapo_ros.gateway_client import GatewayClient
+
+    policy, told = probe.publisher(topics.POLICY_INFO), []
+    with GatewayClient(on_event=told.append) as client:
+        wait_for(policy.get_subscription_count)
+        for text in ("{", "[1]", json.dumps(OF_POLICY)):
+            policy.publish(String(data=text))
+        wait_for(lambda: told, client.news)
+    assert [event["version"] for event in told] == [VERSION]
+
+
 def test_the_gateway_tells_how_old_its_word_of_an_episode_is(probe):
     from hapo_ros.gateway_client import GatewayClient
     from hapo_ros.msg import EpisodeState

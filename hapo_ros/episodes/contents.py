@@ -27,9 +27,9 @@ REASONS = {
     "foreign": "This bag was not recorded by hapo_ros.",
     "malformed": "The bag holds a message that is not what its type says.",
     "no labels": "The bag has no step of which it says who decided it.",
-    "incomplete": "Recording ended early. Accept it expressly to use it.",
-    "recovered": "The bag was recovered after a crash. Accept it expressly to use it.",
-    "lossy": "Too much was lost while recording. Accept it expressly to use it.",
+    "incomplete": "Recording ended early. Use it only with accept_recovered.",
+    "recovered": "The bag was recovered after a crash. Use it only with accept_recovered.",
+    "lossy": "Too much was lost while recording. Use it only with accept_recovered.",
     "discarded": "The episode was discarded.",
     "repeated": "The same episode was given before and is used once.",
 }

@@ -77,6 +77,9 @@ COMMON = {
     "fractions": Setting(None, dict, "Share of each group; none: the method's.", none=True),
     "no_balanced_sampling": Setting(False, bool, "Draw from all groups alike (ablation)."),
     "allow_missing_group": Setting(False, bool, "Give the share of an empty group to others."),
+    "accept_recovered": Setting(
+        False, bool, "Use episodes that were cut short, recovered or are lossy too."
+    ),
     "drop_unresolved": Setting(True, bool, "Leave out corrections that never resolved."),
 }
 CLONING = {

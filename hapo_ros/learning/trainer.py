@@ -294,7 +294,7 @@ def _table(source, settings: dict, groups, options: dict) -> StepTable:
         return source
     from hapo_ros.episodes import open_episodes
 
-    readers, skipped = open_episodes(source)
+    readers, skipped = open_episodes(source, accept_recovered=settings["accept_recovered"])
     if options.get("cameras") == "recorded":
         options = {**options, "cameras": None if any(r.info.cameras for r in readers) else ()}
         options["object_state"] = options["cameras"] == ()

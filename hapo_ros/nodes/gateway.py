@@ -75,12 +75,7 @@ class Gateway(HapoNode):
             STATUS,
             event_callbacks=SubscriptionEventCallbacks(liveliness=self._on_liveliness),
         )
-        self.create_subscription(
-            String,
-            topics.POLICY_INFO,
-            lambda m: _tell({"event": "policy", **json.loads(m.data)}),
-            LATCHED,
-        )
+        self.create_subscription(String, topics.POLICY_INFO, self._on_policy, LATCHED)
         if self.parameters.console:
             self._tell_a_console()
         # A request goes out when its line is read, not with the next round of the timer.
@@ -108,6 +103,14 @@ class Gateway(HapoNode):
     def _on_episode(self, message: EpisodeState) -> None:
         age_s = (self.ros_now_ns() - messages.message_stamp_ns(message)) / 1e9
         _tell({"event": "episode", **_plain(message), "age_s": age_s})
+
+    def _on_policy(self, message: String) -> None:
+        try:
+            info = messages.info_from(message, topics.POLICY_INFO)
+        except ValueError as error:  # a stranger's: nobody is to lose their connection for it
+            self.get_logger().warning(f"A message on {topics.POLICY_INFO} is malformed: {error}.")
+            return
+        _tell({"event": "policy", **info})
 
     def _tell_device(self) -> None:
         for message in taken(self._device):

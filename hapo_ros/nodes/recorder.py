@@ -117,8 +117,8 @@ class Recorder(HapoNode):
                 self.get_logger().error(str(error))
             else:
                 self.get_logger().warning(
-                    f"{bag} was recovered from a crash. It is marked so, and not learned from "
-                    "until it is accepted."
+                    f"{bag} was recovered from a crash. It is marked so, and learned from only "
+                    "with accept_recovered."
                 )
 
     def _on_info(self, topic: str, message: String) -> None:
@@ -367,8 +367,8 @@ class Recorder(HapoNode):
         text = f"Recorded in {bag}."
         if result.lossy:
             text += (
-                f" It is marked lossy ({in_words(result.lost)} lost) and not learned from until "
-                "it is accepted. Relieve the machine, or record fewer cameras."
+                f" It is marked lossy ({in_words(result.lost)} lost), and learned from only with "
+                "accept_recovered. Relieve the machine, or record fewer cameras."
             )
             self.get_logger().warning(text)
         self._publish_state(
