@@ -27,7 +27,7 @@ class GatewayClient:
 
     server_timeout_s: longest wait for a server to appear on the graph. on_event: called with every
     ``{"event": ...}`` the gateway tells, in the thread that calls :meth:`call` or :meth:`news`.
-    console: tell of the operator's device, the observations and diagnostics too.
+    console: tell of the operator's device and of diagnostics too.
 
     ``running_episode`` is the id of the episode that the recorder last said is running, or "".
     """

@@ -1570,16 +1570,18 @@ def test_the_gateway_tells_a_console_of_device_and_diagnostics(probe):
         assert not others
 
 
-def test_a_malformed_word_of_a_policy_does_not_end_the_gateway(probe):
+def test_a_malformed_word_of_a_policy_does_not_end_the_gateway(probe, tmp_path):
     from std_msgs.msg import String
 
     from hapo_ros.gateway_client import GatewayClient
 
-    policy, told = probe.publisher(topics.POLICY_INFO), []
-    with GatewayClient(on_event=told.append) as client:
+    policy, told, path = probe.publisher(topics.POLICY_INFO), [], tmp_path / "log"
+    with path.open("wb") as log, GatewayClient(on_event=told.append, log=log) as client:
         wait_for(policy.get_subscription_count)
-        for text in ("{", "[1]", json.dumps(OF_POLICY)):
+        for number, text in enumerate(("{", "[1]"), start=1):
             policy.publish(String(data=text))
+            wait_for(lambda number=number: path.read_text().count("is malformed") == number)
+        policy.publish(String(data=json.dumps(OF_POLICY)))
         wait_for(lambda: told, client.news)
     assert [event["version"] for event in told] == [VERSION]
 
