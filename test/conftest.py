@@ -61,6 +61,47 @@ def module_ros_domain():
         yield domain
 
 
+@pytest.fixture
+def no_node_is_left():
+    """Fails where a process that was started in the test is still there after it."""
+    from ros_graph import nothing_left_running
+
+    with nothing_left_running():
+        yield
+
+
+@pytest.fixture
+def probe(ros_domain):
+    """A node in the test's own process."""
+    from ros_graph import Probe
+
+    with Probe(ros_domain) as probe:
+        yield probe
+
+
+@pytest.fixture
+def start(tmp_path, ros_domain):
+    """Starts nodes; they have ended well when the test ends, unless it ended them itself."""
+    from ros_graph import log, start_node
+
+    started = []
+
+    def start(name, *ros_arguments, **parameters):
+        path = tmp_path / f"{Path(name).name}-{len(started)}.log"
+        process = start_node(name, path, *ros_arguments, **parameters)
+        process.log = path
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(20)
+            assert process.returncode == 0, log(process)
+        assert "Traceback" not in log(process), log(process)
+
+
 class _Skips:
     """Fails the run where a test was skipped that expected_skips.txt does not name."""
 

@@ -119,6 +119,11 @@ def start_node(name: str, log: Path, *ros_arguments: str, **parameters):
         )
 
 
+def log(process) -> str:
+    """What a node of the fixture ``start`` has written so far."""
+    return process.log.read_text()
+
+
 def configuration(folder: Path, parameters: dict) -> Path:
     """The configuration that ships, with parameters (node -> name -> value) over it, as a file."""
     yaml = YAML(typ="safe")
@@ -330,3 +335,23 @@ class Probe:
 
     def __exit__(self, *_) -> None:
         self.close()
+
+
+def called(probe, type_, name, **fields):
+    client = probe.node.create_client(type_, name)
+    wait_for(client.service_is_ready)
+    future = client.call_async(type_.Request(**fields))
+    wait_for(future.done)
+    return future.result()
+
+
+def diagnosed(probe):
+    """What was last said on /diagnostics: DiagnosticStatus."""
+    from diagnostic_msgs.msg import DiagnosticArray
+
+    if "/diagnostics" not in probe.heard:
+        heard = probe.heard["/diagnostics"] = []
+        probe.node.create_subscription(DiagnosticArray, "/diagnostics", heard.append, 10)
+    wait_for(lambda: probe.heard["/diagnostics"])
+    (status,) = probe.heard["/diagnostics"][-1].status
+    return status

@@ -1,0 +1,94 @@
+"""The policy as a process: what it answers, and what it does not."""
+
+import signal
+import time
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from ros_graph import diagnosed, log, save_untrained, wait_for
+
+from hapo_ros import topics
+from hapo_ros.arbitration import Tick
+from hapo_ros.episodes import (
+    EpisodeInfo,
+    Observation,
+    messages,
+)
+
+pytest.importorskip("rclpy")
+pytest.importorskip("hapo_ros.msg", exc_type=ImportError)
+
+pytestmark = pytest.mark.usefixtures("no_node_is_left")
+POSE = np.array([0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0])
+
+
+@pytest.fixture
+def served(start, probe, tmp_path):
+    """A policy node, ``observe(sequence, **changed)`` to show it a tick, and its ``answers``."""
+    from hapo_ros.nodes.common import ros_types
+
+    checkpoint = save_untrained(tmp_path / "policy", object_state=3)
+    types, info = ros_types(), EpisodeInfo("ep", "Lift", "lift the cube", "deployment", seed=1)
+    answers = probe.listen(topics.POLICY_ACTION)
+    names = (topics.JOINT_STATE, topics.EEF_POSE, topics.OBJECT_STATE, topics.OBSERVATION_TICK)
+    publishers = {name: probe.publisher(name) for name in (*names, topics.EPISODE_STATE)}
+
+    def observe(sequence, **spoiled):
+        sound = {"joint_positions": np.zeros(9), "eef_pose": POSE, "object_state": np.ones(3)}
+        observation = Observation({}, **sound | spoiled)
+        tick = Tick("ep", sequence, (sequence + 1) * 50_000_000)
+        built = messages.observation_messages(types, observation, tick, ["x", "y", "z"])
+        for name, message in built.items():
+            publishers[name].publish(message)
+
+    def serve(**parameters):
+        policy = start("policy", checkpoint=checkpoint, **parameters)
+        wait_for(lambda: all(p.get_subscription_count() for p in publishers.values()))
+        wait_for(lambda: probe.node.count_publishers(topics.POLICY_ACTION))
+        running = messages.episode_state_message(types, time.time_ns(), 2, info)
+        publishers[topics.EPISODE_STATE].publish(running)
+        return policy
+
+    return SimpleNamespace(serve=serve, observe=observe, answers=answers)
+
+
+def test_a_policy_does_not_answer_an_observation_that_is_not_finite(served):
+    policy, observe, answers = served.serve(), served.observe, served.answers
+    wait_for(lambda: answers, meanwhile=lambda: observe(0))
+    said = (
+        ("joint_positions", np.full(9, np.nan), "the joint state is not finite"),
+        ("eef_pose", np.where(np.arange(7) == 3, np.inf, POSE), "the end-effector pose is not fin"),
+        ("object_state", np.array([0.0, np.nan, 0.0]), "the object state is not finite"),
+    )
+    for sequence, (name, values, sentence) in enumerate(said, start=1):
+        spoiled = partial(observe, sequence, **{name: values})  # it is told of once a second
+        wait_for(lambda sentence=sentence: sentence in log(policy), meanwhile=spoiled)
+    observe(4)
+    wait_for(lambda: answers[-1].sequence == 4)
+    assert {answer.sequence for answer in answers} == {0, 4}
+
+
+def test_a_policy_that_was_stopped_answers_the_newest_tick_and_none_that_is_over(served, probe):
+    policy, observe, answers = served.serve(deadline_s=10.0), served.observe, served.answers
+    wait_for(lambda: answers, meanwhile=lambda: observe(0))
+    policy.send_signal(signal.SIGSTOP)
+    wait_for(lambda: Path(f"/proc/{policy.pid}/stat").read_text().rsplit(")", 1)[1][1] == "T")
+    for sequence in range(1, 21):
+        observe(sequence)
+    policy.send_signal(signal.SIGCONT)
+    wait_for(lambda: answers[-1].sequence == 20)
+    # One at most was begun with before the others had come in.
+    assert len({answer.sequence for answer in answers}) <= 3
+    known = {value.key: value.value for value in diagnosed(probe).values}
+    assert int(known["answered"]) >= 2 and float(known["inference_s"]) > 0.0
+
+
+def test_a_policy_does_not_send_what_comes_after_its_deadline(served):
+    policy, observe, answers = served.serve(deadline_s=1e-6), served.observe, served.answers
+    for sequence in (0, 1):  # it is told of once a second
+        said = f"The answer to tick {sequence} of ep is too late: it took"
+        wait_for(lambda said=said: said in log(policy), meanwhile=partial(observe, sequence))
+    assert not answers
