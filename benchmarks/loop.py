@@ -8,6 +8,8 @@ bags, and base and all results on the same evaluation seeds. Differences are pai
 mean over training seeds has two intervals: Student's t over the training seeds, and a bootstrap
 over the evaluation seeds; a difference is called one only where both leave out zero. Evaluation
 seeds are neither the demo's nor those that any setting was chosen on.
+
+What is finished is kept in the output folder: the same command again goes on where it was stopped.
 """
 
 import argparse
@@ -16,8 +18,8 @@ import platform
 import shlex
 import shutil
 import sys
-import time
 from datetime import date
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +35,7 @@ from hapo_ros.demo import (
     DemoOptions,
 )
 from hapo_ros.learning.trainer import optimize
+from hapo_ros.policies.checkpoint import version_of
 from hapo_ros.progress import progress
 from hapo_ros.resources import resource
 from hapo_ros.sim.environment import Disturbance
@@ -40,6 +43,30 @@ from hapo_ros.sim.rollout import collect, evaluate
 from hapo_ros.statistics import NO_DIFFERENCE, mean_over_seeds, paired_difference, wilson
 
 EVALUATION_SEED = 20_000
+
+
+class Kept:
+    """What was finished of a plan, one JSON file a part. Raises SystemExit for another plan's."""
+
+    def __init__(self, folder: Path, plan: dict):
+        self._folder = folder / "kept"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if self.get("plan", lambda: plan) != plan:
+            raise SystemExit(f"{folder} is of another plan. Nothing was done. Give another folder.")
+
+    def has(self, name: str) -> bool:
+        return self._path(name).exists()
+
+    def get(self, name: str, make):
+        """What is kept by this name; made, and kept, where it is not there yet."""
+        if not self.has(name):
+            working = self._path(f".{name}")
+            working.write_text(json.dumps(make()))
+            working.rename(self._path(name))
+        return json.loads(self._path(name).read_text())
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}.json"
 
 
 def demonstrate(folder: Path, workers: int) -> None:
@@ -138,7 +165,6 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
 
-    started = time.monotonic()
     output = Path(arguments.output)
     base = Path(arguments.base) if arguments.base else resource("models/lift_base")
     demonstrations, bags = output / "demonstrations", output / "deployment"
@@ -146,32 +172,42 @@ def main() -> None:
     settings |= {
         name: json.loads(value) for name, value in (word.split("=", 1) for word in arguments.set)
     }
-    demonstrate(demonstrations, arguments.workers)
     options = DemoOptions(
         episodes=arguments.episodes, takeovers=arguments.takeovers, workers=arguments.workers
     )
-    deployment = deploy(base, bags, options)
+    seeds = list(range(arguments.first_seed, arguments.first_seed + arguments.seeds))
+    plan = {
+        "base": version_of(base),
+        "settings": settings,
+        "deployment": [options.episodes, options.takeovers],
+        "seeds": [seeds[0], seeds[-1]],
+    }
+    kept = Kept(output, plan)
+    if not kept.has("deployment"):
+        for unfinished in (demonstrations, bags):
+            shutil.rmtree(unfinished, ignore_errors=True)
+        demonstrate(demonstrations, arguments.workers)
+    deployment = kept.get("deployment", lambda: deploy(base, bags, options))
     print(deployment, flush=True)
 
-    seeds = list(range(arguments.first_seed, arguments.first_seed + arguments.seeds))
-    base_outcomes = outcomes(base, seeds, arguments.workers, "base")
+    base_outcomes = kept.get("base", lambda: outcomes(base, seeds, arguments.workers, "base"))
     arms: dict[str, list[list[bool]]] = {}
     for method in arguments.methods.split(","):
         source = [demonstrations] if method == CONTROL else [demonstrations, bags]
         for training_seed in range(arguments.training_seeds):
             name = f"{method}_{training_seed}"
-            with progress(name, arguments.steps) as advance:
-                optimize(
-                    source,
-                    base,
-                    method,
-                    settings | {"seed": training_seed},
-                    output / name,
-                    progress=lambda said: advance(said["step"], f"loss {said['loss']:.3f}"),
-                )
-            arms.setdefault(method, []).append(
-                outcomes(output / name, seeds, arguments.workers, name)
-            )
+            if not (output / name).exists():
+                with progress(name, arguments.steps) as advance:
+                    optimize(
+                        source,
+                        base,
+                        method,
+                        settings | {"seed": training_seed},
+                        output / name,
+                        progress=lambda said: advance(said["step"], f"loss {said['loss']:.3f}"),
+                    )
+            evaluation = partial(outcomes, output / name, seeds, arguments.workers, name)
+            arms.setdefault(method, []).append(kept.get(name, evaluation))
 
     n = len(seeds)
     result = {
@@ -194,7 +230,6 @@ def main() -> None:
             }
             for method, runs in arms.items()
         },
-        "took_s": round(time.monotonic() - started),
     }
     if METHOD in arms and CONTROL in arms:
         result["method_against_control"] = against(arms[METHOD], arms[CONTROL])

@@ -40,7 +40,7 @@ OVERTAKEN = 2  # decisions that an episode's end may overtake: those are in no b
 
 
 def untrained(folder: Path, cameras: dict[str, tuple[int, int]], object_state: int) -> Path:
-    """A checkpoint that moves the arm anyhow; returns its folder."""
+    """A small checkpoint that moves the arm anyhow; returns its folder."""
     import torch
 
     from hapo_ros.policies import checkpoint
@@ -53,7 +53,13 @@ def untrained(folder: Path, cameras: dict[str, tuple[int, int]], object_state: i
     state = rng.normal(size=(50, object_state)).astype(np.float32) if object_state else None
     torch.manual_seed(0)
     policy = TinyVla(
-        TinyVlaConfig(cameras=cameras, object_state=object_state, action_names=tuple(names)),
+        TinyVlaConfig(
+            cameras=cameras,
+            object_state=object_state,
+            action_names=tuple(names),
+            width=32,
+            blocks=1,
+        ),
         Normalisation.fit(len(names), rng.normal(size=(50, 11)).astype(np.float32), state),
         Words.fit(["lift the cube"]),
     )

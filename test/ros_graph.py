@@ -296,16 +296,15 @@ class Probe:
         while not self._ended.is_set():
             self._executor.spin_once(timeout_sec=0.05)
 
-    def listen(self, topic: str, raw: bool = False, callback=None, type_name: str = "") -> list:
-        """Subscribe; returns the list that its messages go into. type_name: if it is none of
-        ``hapo_ros.topics``."""
+    def listen(self, topic: str, raw: bool = False, callback=None) -> list:
+        """Subscribe; returns the list that its messages go into."""
         from hapo_ros import topics
         from hapo_ros.nodes.common import LATCHED, RECORD, message_class
 
         latched = topic in (topics.EPISODE_STATE, topics.AUTHORITY_STATUS, topics.POLICY_INFO)
         messages = self.heard.setdefault(topic, [])
         self.node.create_subscription(
-            message_class(type_name or topics.TYPES[topic]),
+            message_class(topics.TYPES[topic]),
             topic,
             callback or messages.append,
             LATCHED if latched else RECORD,
