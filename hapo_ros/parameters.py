@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from hapo_ros.arbitration import OPEN_M, ArbiterConfig
+from hapo_ros.episodes.types import MAX_LOST_FRACTION
 from hapo_ros.sim.operator import OperatorConfig
 
 _KINDS = {
@@ -218,7 +219,7 @@ PARAMETERS: dict[str, tuple[Parameter, ...]] = {
         Parameter("min_free_mib", 500, "Free space an episode needs to start", "MiB", 0, 1 << 20),
         Parameter(
             "max_lost_fraction",
-            0.05,
+            MAX_LOST_FRACTION,
             "Share of a topic's messages that an episode may lose before it is marked lossy",
             "",
             0.0,

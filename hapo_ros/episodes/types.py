@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 import numpy as np
 
 SOURCES = ("demonstration", "deployment")
+MAX_LOST_FRACTION = 0.05  # of what is recorded, if nothing else is asked for
 OUTCOMES = ("success", "failure", "discarded")
 
 
@@ -53,7 +54,7 @@ class EpisodeInfo:
     """What is known when an episode starts; the first ``episode/info`` message of its bag.
 
     max_lost_fraction: an episode that lost more messages of one topic than this, of its ticks, is
-    marked lossy; 1: never.
+    marked lossy; 1: never, as in bags from before there was a limit.
     """
 
     episode_id: str

@@ -24,7 +24,7 @@ from hapo_ros.arbitration import (
     Tick,
 )
 from hapo_ros.episodes.software import software_versions
-from hapo_ros.episodes.types import EpisodeInfo, Observation
+from hapo_ros.episodes.types import MAX_LOST_FRACTION, EpisodeInfo, Observation
 from hapo_ros.episodes.writer import EpisodeWriter, partial_folder
 from hapo_ros.policies.base import finite_act
 from hapo_ros.sim.environment import CONTROL_HZ, Disturbance, Simulation, action_space
@@ -246,6 +246,7 @@ class Campaign:
                 "disturbance": asdict(self.disturbance) if self.disturbance else None,
             },
             versions=software_versions(),
+            max_lost_fraction=MAX_LOST_FRACTION,
             **observed,
         )
         with self._writer(info) as writer:

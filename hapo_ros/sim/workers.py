@@ -166,6 +166,12 @@ def _work(setup, theirs) -> None:
     except (EOFError, ConnectionError):
         return  # the parent has no more work, or is gone
     except (ValueError, OSError, EpisodeWriteError) as error:
-        theirs.send((False, str(error)))  # a sentence
+        _give_up(theirs, str(error))  # a sentence
     except Exception:
-        theirs.send((False, "\n" + traceback.format_exc()))
+        _give_up(theirs, "\n" + traceback.format_exc())
+
+
+def _give_up(theirs, why: str) -> None:
+    # The parent ends this process as soon as it hears of it; what there was to tidy up is.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    theirs.send((False, why))
