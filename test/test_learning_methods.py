@@ -1,5 +1,8 @@
 """The methods' settings, as data."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from hapo_ros.learning.methods import METHODS, method, resolve
@@ -37,6 +40,15 @@ def test_hapo_anchored_is_hapo_with_a_cloning_term_and_a_floor():
     assert resolve("hapo_anchored") == resolve("hapo") | anchored
 
 
+def test_kto_is_hapo_without_the_settings_of_its_weights():
+    weights = {"beta_d", "beta_u", "scope", "scale", "l1_prediction", "no_reweighting"}
+    kto, hapo = resolve("kto"), resolve("hapo")
+    assert hapo.keys() - kto.keys() == weights
+    assert kto == {key: value for key, value in hapo.items() if key not in weights}
+    with pytest.raises(ValueError, match="kto has no setting 'beta_d'"):
+        resolve("kto", {"beta_d": 2.0})
+
+
 def test_bc_continue_sees_demonstrations_alone_and_has_no_preference_setting():
     assert resolve("bc_continue")["fractions"] == {"expert": 1.0}
     with pytest.raises(ValueError, match="has no setting 'beta'"):
@@ -52,8 +64,14 @@ def test_every_methods_defaults_are_valid_and_its_objective_exists():
         assert resolve(name)["micro_batch"] == resolve(name)["batch_size"]
 
 
+def test_the_optimize_action_names_the_methods():
+    action = Path(__file__).resolve().parent.parent / "action" / "Optimize.action"
+    named = re.search(r"^string method +# (.+)$", action.read_text(), re.M)[1]
+    assert named.split(" | ") == [name for name in METHODS if name != "bc"]
+
+
 def test_unknown_names_are_answered_with_the_valid_ones():
-    with pytest.raises(ValueError, match=r"no method 'ppo'.*bc_continue, hapo, hapo_anchored"):
+    with pytest.raises(ValueError, match=r"no method 'ppo'.*bc_continue, kto, hapo, hapo_anchored"):
         method("ppo")
     with pytest.raises(ValueError, match=r"no setting 'learning_rate'.*lr, max_grad_norm"):
         resolve("hapo", {"learning_rate": 1e-3})

@@ -14,7 +14,7 @@ from hapo_ros import labels
 from hapo_ros.episodes.types import EpisodeInfo, Observation, Step
 from hapo_ros.learning import methods, reference, trainer
 from hapo_ros.learning.data import Episode, build
-from hapo_ros.learning.updates import Cloning, Preference
+from hapo_ros.learning.updates import OBJECTIVES, Preference
 from hapo_ros.policies import checkpoint, lora
 from hapo_ros.policies.network import Network
 
@@ -89,16 +89,23 @@ def base(table, tmp_path_factory):
     return trainer.train_bc(table, {**SMALL, "k": 4, "steps": 60}, folder)
 
 
-def preference(base, table, moved=True, **settings):
-    """A Preference update on a base that has become surer since the reference was computed: of
-    what everyone does more than of the rest, so that z0 is positive."""
-    resolved = methods.resolve("hapo", {"k": 4, "batch_size": 8, **settings})
+def update_of(method, base, table, moved=True, **settings):
+    """A method's update on a base that has become surer since the reference was computed: of what
+    everyone does more than of the rest, so that z0 is positive."""
+    resolved = methods.resolve(method, {"k": 4, "batch_size": 8, **settings})
+    objective = OBJECTIVES[methods.method(method).objective]
     policy = checkpoint.load(base.checkpoint)
+    if not objective.needs_reference:
+        return objective(policy, table, resolved)
     policy.network.head.weight.data *= 0.6
     kept = reference.compute(policy, table, seed=0)
     if moved:
         policy.network.head.weight.data /= 0.6
-    return Preference(policy, table, resolved, kept)
+    return objective(policy, table, resolved, kept)
+
+
+def preference(base, table, **settings):
+    return update_of("hapo", base, table, **settings)
 
 
 def gradients(update, rows):
@@ -109,6 +116,7 @@ def gradients(update, rows):
     )
 
 
+ANCHOR = {"bc_weight": 1.0, "undesirable_floor": -0.5, "beta": 0.7}
 ROWS = [0, 1, 12, 13, 8, 9, 28, 60]  # demonstrations, corrections and undesirable steps
 
 
@@ -116,32 +124,26 @@ ROWS = [0, 1, 12, 13, 8, 9, 28, 60]  # demonstrations, corrections and undesirab
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("method", "options"),
     [
-        {},
-        {"scope": "group"},
-        {"scale": "unit_mean", "l1_prediction": "generate"},
-        {"bc_weight": 1.0, "undesirable_floor": -0.5, "beta": 0.7},
+        *((name, {}) for name in methods.METHODS if name != "bc"),
+        ("hapo", {"scope": "group"}),
+        ("hapo", {"scale": "unit_mean", "l1_prediction": "generate"}),
+        *((name, ANCHOR) for name in methods.METHODS if "bc_weight" in methods.resolve(name)),
     ],
     ids=str,
 )
-def test_8_samples_at_once_are_8_micro_batches_of_1(base, table, options):
-    whole, whole_gradient = gradients(preference(base, table, micro_batch=8, **options), ROWS)
-    assert whole["z0"] > 0.01 and whole["desirable"] == 6
+def test_8_samples_at_once_are_8_micro_batches_of_1(base, table, method, options):
+    def update(size):
+        return update_of(method, base, table, micro_batch=size, **options)
+
+    whole, whole_gradient = gradients(update(8), ROWS)
+    assert whole.get("z0", 1.0) > 0.01 and whole_gradient.norm() > 1e-3
     for size in (1, 3):
-        split, gradient = gradients(preference(base, table, micro_batch=size, **options), ROWS)
+        split, gradient = gradients(update(size), ROWS)
         torch.testing.assert_close(gradient, whole_gradient, rtol=1e-3, atol=1e-6)
         for key in whole:
             assert split[key] == pytest.approx(whole[key], rel=1e-3, abs=1e-6, nan_ok=True), key
-
-
-def test_cloning_is_the_same_in_micro_batches(base, table):
-    results = []
-    for size in (8, 1):
-        settings = methods.resolve("bc_continue", {"batch_size": 8, "micro_batch": size})
-        results.append(gradients(Cloning(checkpoint.load(base.checkpoint), table, settings), ROWS))
-    assert results[0][0]["loss"] == pytest.approx(results[1][0]["loss"], rel=1e-5)
-    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-3, atol=1e-6)
 
 
 def test_a_kept_reference_is_a_fresh_one(base, table, tmp_path):
@@ -169,8 +171,22 @@ def test_the_reference_is_the_policy_with_its_adapter_off(base, table):
     assert np.abs(reference.compute(policy, table, seed=0).logps - kept.logps).max() > 0.01
 
 
-def test_hapo_without_reweighting_is_kto_with_weights_of_1(base, table):
-    metrics, _ = gradients(preference(base, table, no_reweighting=True), ROWS)
+def test_kto_is_hapo_without_reweighting(base, table, tmp_path):
+    settings = {"k": 4, "steps": 3, "batch_size": 8, "warmup": 0}
+    kto, hapo, plain = (
+        trainer.optimize(table, base.checkpoint, method, settings | own, tmp_path / name)
+        for name, method, own in (
+            ("a", "kto", {}),
+            ("b", "hapo", {"no_reweighting": True}),
+            ("c", "hapo", {}),
+        )
+    )
+    assert kto.version == hapo.version != plain.version
+    assert (kto.run / "metrics.jsonl").read_text() == (hapo.run / "metrics.jsonl").read_text()
+
+
+def test_without_reweighting_every_sample_weighs_1(base, table):
+    metrics, _ = gradients(update_of("kto", base, table), ROWS)
     assert metrics["lambda_desirable"] == metrics["lambda_undesirable"] == 1.0
     weighted, _ = gradients(preference(base, table), ROWS)
     assert weighted["lambda_desirable"] < 0.5 < weighted["lambda_undesirable"]
@@ -321,7 +337,7 @@ def change(base, table, output, method, **settings):
     return {name: after[name] - before[name] for name in after}, trained
 
 
-@pytest.mark.parametrize("method", ["hapo", "hapo_anchored"])
+@pytest.mark.parametrize("method", ["kto", "hapo", "hapo_anchored"])
 def test_what_failed_becomes_less_likely_and_the_correction_more(base, table, tmp_path, method):
     changed, trained = change(base, table, tmp_path / "new", method, lr=3e-4)
     assert changed["undesirable"] < -0.3 and changed["human"] > 0.3

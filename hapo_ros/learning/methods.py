@@ -86,7 +86,18 @@ CLONING = {
     "image_shift": Setting(0, int, "Random shift of training images, pixels.", low=0),
 }
 PREFERENCE = {
-    "beta": Setting(0.1, float, "Temperature of the utility.", low=0, above=True),
+    "beta": Setting(0.1, float, "Temperature of the log-ratios.", low=0, above=True),
+    "bc_weight": Setting(0.0, float, "Of the desirable samples' negative log-likelihood.", low=0),
+    "undesirable_floor": Setting(
+        None, float, "Log-ratio below which an undesirable action gives no gradient.", none=True
+    ),
+}
+UTILITY = {
+    "z0_max": Setting(None, float, "Upper bound of z0.", low=0, none=True),
+    "no_z0": Setting(False, bool, "z0 = 0 (ablation)."),
+    "no_gripper_rule": Setting(False, bool, "Undesirable samples count the gripper (ablation)."),
+}
+REWEIGHTING = {
     "beta_d": Setting(1.0, float, "Of eq. (5).", low=0),
     "beta_u": Setting(1.0, float, "Of eq. (6).", low=0),
     "scope": Setting("batch", str, "Over what the errors are summed.", choices=("batch", "group")),
@@ -97,14 +108,7 @@ PREFERENCE = {
         "How the predicted action is made.",
         choices=("teacher_forced", "generate"),
     ),
-    "z0_max": Setting(None, float, "Upper bound of z0.", low=0, none=True),
-    "bc_weight": Setting(0.0, float, "Of the desirable samples' negative log-likelihood.", low=0),
-    "undesirable_floor": Setting(
-        None, float, "Log-ratio below which an undesirable sample gives no gradient.", none=True
-    ),
-    "no_z0": Setting(False, bool, "z0 = 0 (ablation)."),
-    "no_reweighting": Setting(False, bool, "lambda = 1 (ablation; this is KTO)."),
-    "no_gripper_rule": Setting(False, bool, "Undesirable samples count the gripper (ablation)."),
+    "no_reweighting": Setting(False, bool, "lambda = 1 (ablation; this is kto)."),
 }
 BASE = {
     "inputs": Setting(
@@ -151,17 +155,24 @@ METHODS = {
             EXPERT_ONLY,
         ),
         Method(
+            "kto",
+            "kto",
+            "hapo without its weights: every sample counts alike.",
+            COMMON | PREFERENCE | UTILITY,
+            PAPER_FRACTIONS,
+        ),
+        Method(
             "hapo",
-            "preference",
+            "hapo",
             "Action preference optimization as published.",
-            COMMON | PREFERENCE,
+            COMMON | PREFERENCE | UTILITY | REWEIGHTING,
             PAPER_FRACTIONS,
         ),
         Method(
             "hapo_anchored",
-            "preference",
+            "hapo",
             "hapo with a cloning term and a floor: ours.",
-            COMMON | PREFERENCE,
+            COMMON | PREFERENCE | UTILITY | REWEIGHTING,
             PAPER_FRACTIONS,
             {"bc_weight": 1.0, "undesirable_floor": -5.0},
         ),

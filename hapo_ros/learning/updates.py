@@ -41,7 +41,11 @@ class Cloning:
 
 
 class Preference:
-    """HAPO and its relatives, eqs. (1)-(6), with the options of method.md 1.2 and 1.3."""
+    """What all preference objectives share: micro-batches, reference, floor and cloning term.
+
+    One of them says in ``_loss`` what its samples are worth, and in ``_totals`` which sums over
+    the effective batch it needs to know before.
+    """
 
     needs_reference = True
 
@@ -50,6 +54,51 @@ class Preference:
         self.reference = reference
         self.device = next(policy.network.parameters()).device
         self.desirable = torch.from_numpy(table.desirable)
+
+    def accumulate(self, rows) -> dict[str, float]:
+        """One effective batch: the objective's metrics, ``preference_loss`` and ``bc_loss``."""
+        micros = split(rows, self.settings["micro_batch"])
+        totals = self._totals(micros) if len(micros) > 1 else None
+        desirable_count = max(1, int(self.desirable[rows].sum()))
+        bc_weight = self.settings["bc_weight"]
+        parts, cloning = [], 0.0
+        for micro in micros:
+            loss, metrics, nll = self._loss(micro, totals)
+            loss = loss * len(micro) / len(rows)
+            if bc_weight:
+                nll = nll[self._desirable(micro)].sum() / desirable_count
+                loss = loss + bc_weight * nll
+                cloning += float(nll.detach())
+            loss.backward()
+            parts.append(metrics)
+        metrics = {k: float(v) for k, v in objectives.merge_metrics(parts).items()}
+        metrics["preference_loss"] = metrics["loss"]
+        metrics["bc_loss"] = cloning if bc_weight else math.nan
+        metrics["loss"] += bc_weight * cloning
+        return metrics
+
+    def _totals(self, micros):
+        """Sums over the effective batch that ``_loss`` needs where there are several micros."""
+
+    def _loss(self, rows, totals):
+        """Mean loss of the rows, its metrics, and (len(rows),) mean negative log-likelihood.
+
+        totals: as ``_totals`` gave; None where these rows are the whole effective batch.
+        """
+        raise NotImplementedError
+
+    def _desirable(self, rows):
+        return self.desirable[rows].to(self.device)
+
+    def _reference(self, name: str, rows):
+        return torch.from_numpy(getattr(self.reference, name)[rows]).to(self.device)
+
+
+class Kto(Preference):
+    """Desirable and undesirable samples against a baseline z0: method.md 1.2, eqs. (1)-(3)."""
+
+    def __init__(self, policy, table: StepTable, settings: dict, reference: Reference):
+        super().__init__(policy, table, settings, reference)
         self.rejected_mask = self._rejected_mask()
 
     def _rejected_mask(self):
@@ -59,91 +108,81 @@ class Preference:
             return None
         return torch.tensor(["gripper" not in name for name in names], device=self.device)
 
-    def accumulate(self, rows) -> dict[str, float]:
-        """One effective batch: loss, rewards, margins, z0, weights, and the cloning term."""
-        micros = split(rows, self.settings["micro_batch"])
-        totals = None
-        if len(micros) > 1:
-            with torch.no_grad():
-                totals = [sum(t) for t in zip(*(self._forward(m)[1] for m in micros), strict=True)]
-        desirable_count = max(1, int(self.desirable[rows].sum()))
-        parts, cloning = [], 0.0
-        for micro in micros:
-            scored, own = self._forward(micro, needs_totals=totals is None)
-            loss, metrics = self._preference_loss(micro, scored, totals or own)
-            loss = loss * len(micro) / len(rows)
-            if self.settings["bc_weight"]:
-                nll = scored.mean_nll()[self._desirable(micro)].sum() / desirable_count
-                loss = loss + self.settings["bc_weight"] * nll
-                cloning += float(nll.detach())
-            loss.backward()
-            parts.append(metrics)
-        metrics = {k: float(v) for k, v in objectives.merge_metrics(parts).items()}
-        metrics["preference_loss"] = metrics["loss"]
-        metrics["bc_loss"] = cloning if self.settings["bc_weight"] else math.nan
-        if self.settings["bc_weight"]:
-            metrics["loss"] += self.settings["bc_weight"] * cloning
-        return metrics
+    @torch.no_grad()
+    def _totals(self, micros):
+        own = (self._own_totals(rows, *self._forward(rows)) for rows in micros)
+        return [sum(parts) for parts in zip(*own, strict=True)]
 
-    def _desirable(self, rows):
-        return self.desirable[rows].to(self.device)
+    def _loss(self, rows, totals):
+        scored, batch, prefix = self._forward(rows)
+        kl, *l1 = totals or self._own_totals(rows, scored, batch, prefix)
+        desirable = self._desirable(rows)
+        loss, metrics = objectives.kto_loss(
+            scored.logps,
+            self._reference("logps", rows),
+            desirable,
+            z0=objectives.baseline(*kl, upper=self.settings["z0_max"]),
+            beta=self.settings["beta"],
+            weights=self._weights(scored, desirable, *l1),
+            rejected_mask=self.rejected_mask,
+            mask=scored.mask,
+            undesirable_floor=self.settings["undesirable_floor"],
+        )
+        return loss, metrics, scored.mean_nll()
 
-    def _forward(self, rows, needs_totals: bool = True):
-        """Scores of the rows, and what they add to the sums over the effective batch.
-
-        The mismatched actions are scored on the same prefix, without gradient, with their own
-        tokens as the teacher-forced ones (method.md 1.2).
-        """
+    def _forward(self, rows):
+        """Scores of the rows, with the batch and the prefix they were made from."""
         batch = self.table.batch(rows)
         prefix = self.policy.forward_observation(batch)
-        generate = self.settings["l1_prediction"] == "generate"
-        scored = self.policy.score(batch, prefix, generate=generate)
-        if not needs_totals:
-            return scored, None
+        return self._score(batch, prefix), batch, prefix
+
+    def _score(self, batch, prefix):
+        return self.policy.score(batch, prefix)
+
+    @torch.no_grad()
+    def _own_totals(self, rows, scored, batch, prefix):
+        """What the rows add to the sums over the effective batch: of z0 (2,), and of l1 twice (2,).
+
+        The mismatched actions are scored on the same prefix, with their own tokens as the
+        teacher-forced ones (method.md 1.2).
+        """
         kl = torch.zeros(2, device=self.device)
         if not self.settings["no_z0"]:
             partners = self.reference.partners[rows]
-            with torch.no_grad():
-                other = batch.with_actions(*self.table.action_tensors(partners))
-                mismatched = self.policy.score(other, prefix)
+            other = batch.with_actions(*self.table.action_tensors(partners))
+            mismatched = self.policy.score(other, prefix)
             kl = torch.stack(
                 objectives.mismatched_kl(
                     mismatched.logps, self._reference("kl_logps", rows), mismatched.mask
                 )
             )
-        l1 = objectives.l1_totals(scored.l1, self._desirable(rows), scored.decodable)
-        return scored, (kl, *l1)
+        return kl, *objectives.l1_totals(scored.l1, self._desirable(rows), scored.decodable)
 
-    def _reference(self, name: str, rows):
-        return torch.from_numpy(getattr(self.reference, name)[rows]).to(self.device)
+    def _weights(self, scored, desirable, l1_sum, l1_count):
+        """(len(rows),) lambda; None: 1."""
 
-    def _preference_loss(self, rows, scored, totals):
-        settings, desirable = self.settings, self._desirable(rows)
-        kl, l1_sum, l1_count = totals
-        weights = None
-        if not settings["no_reweighting"]:
-            weights = objectives.adaptive_weights(
-                scored.l1,
-                desirable,
-                beta_d=settings["beta_d"],
-                beta_u=settings["beta_u"],
-                scope=settings["scope"],
-                scale=settings["scale"],
-                decodable=scored.decodable,
-                l1_sum=l1_sum,
-                l1_count=l1_count,
-            )
-        return objectives.kto_loss(
-            scored.logps,
-            self._reference("logps", rows),
+
+class Hapo(Kto):
+    """Kto with adaptive weights: method.md 1.3, eqs. (4)-(6)."""
+
+    def _score(self, batch, prefix):
+        generate = self.settings["l1_prediction"] == "generate"
+        return self.policy.score(batch, prefix, generate=generate)
+
+    def _weights(self, scored, desirable, l1_sum, l1_count):
+        if self.settings["no_reweighting"]:
+            return None
+        return objectives.adaptive_weights(
+            scored.l1,
             desirable,
-            z0=objectives.baseline(*kl, upper=settings["z0_max"]),
-            beta=settings["beta"],
-            weights=weights,
-            rejected_mask=self.rejected_mask,
-            mask=scored.mask,
-            undesirable_floor=settings["undesirable_floor"],
+            beta_d=self.settings["beta_d"],
+            beta_u=self.settings["beta_u"],
+            scope=self.settings["scope"],
+            scale=self.settings["scale"],
+            decodable=scored.decodable,
+            l1_sum=l1_sum,
+            l1_count=l1_count,
         )
 
 
-OBJECTIVES = {"cloning": Cloning, "preference": Preference}
+OBJECTIVES = {"cloning": Cloning, "kto": Kto, "hapo": Hapo}
