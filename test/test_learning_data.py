@@ -85,6 +85,7 @@ def test_every_step_is_in_the_group_its_label_and_source_say():
     assert rows_of(table, "policy") == [("run", 0), ("run", 6)]
     assert rows_of(table, "undesirable") == [("run", 1), ("run", 2)]
     assert rows_of(table, "human") == [("run", 3), ("run", 4)]
+    assert rows_of(table, "interaction") == [("run", t) for t in (0, 1, 2, 3, 4, 6)]
     assert table.counts == {
         "expert": 3,
         "policy": 2,
@@ -104,6 +105,9 @@ def test_only_the_groups_asked_for_are_kept_and_the_others_counted():
         groups=("expert", "human"),
     )
     assert len(table) == 4 and table.counts["not_asked_for"] == 3
+    interaction = build([episode("demo", [P] * 3, "demonstration"), episode("run", [P, P, P, H])],
+                        groups=["interaction"])  # fmt: skip
+    assert len(interaction) == 4 and interaction.counts["not_asked_for"] == 3
 
 
 def test_the_correction_that_never_resolved_is_counted_and_not_learned_from():

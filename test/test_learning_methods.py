@@ -40,6 +40,12 @@ def test_hapo_anchored_is_hapo_with_a_cloning_term_and_a_floor():
     assert resolve("hapo_anchored") == resolve("hapo") | anchored
 
 
+def test_dagger_is_half_demonstrations_and_half_of_all_that_was_done_in_deployments():
+    settings = resolve("dagger")
+    assert settings["fractions"] == {"expert": 0.5, "interaction": 0.5}
+    assert settings["no_undesirable"] is False
+
+
 def test_kto_is_hapo_without_the_settings_of_its_weights():
     weights = {"beta_d", "beta_u", "scope", "scale", "l1_prediction", "no_reweighting"}
     kto, hapo = resolve("kto"), resolve("hapo")
@@ -71,7 +77,9 @@ def test_the_optimize_action_names_the_methods():
 
 
 def test_unknown_names_are_answered_with_the_valid_ones():
-    with pytest.raises(ValueError, match=r"no method 'ppo'.*bc_continue, kto, hapo, hapo_anchored"):
+    with pytest.raises(
+        ValueError, match=r"no method 'ppo'.*bc_continue, dagger, kto, hapo, hapo_anchored"
+    ):
         method("ppo")
     with pytest.raises(ValueError, match=r"no setting 'learning_rate'.*lr, max_grad_norm"):
         resolve("hapo", {"learning_rate": 1e-3})
@@ -89,7 +97,11 @@ def test_unknown_names_are_answered_with_the_valid_ones():
         ("scope", "rank", "one of batch, group"),
         ("micro_batch", 0, "a whole number >= 1 or none"),
         ("seed", None, "a whole number >= 0"),
-        ("fractions", {"experts": 1.0}, "there are the groups expert, human, undesirable, policy"),
+        (
+            "fractions",
+            {"experts": 1.0},
+            "there are the groups expert, human, undesirable, policy, int",
+        ),
         ("fractions", {"expert": 0.5}, "must sum to 1, not 0.5"),
         ("fractions", {"expert": 1.5, "human": -0.5}, "a number >= 0 and <= 1"),
     ],

@@ -31,11 +31,11 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def episode(name, source, live, actions, states):
+def episode(name, source, live, actions, states, k=4):
     relabelled = (
         labels.demonstration(live)
         if source == "demonstration"
-        else labels.relabel(np.array(live), 4)
+        else labels.relabel(np.array(live), k)
     )
     pose = np.array([0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0])
     steps = [
@@ -342,6 +342,71 @@ def test_what_failed_becomes_less_likely_and_the_correction_more(base, table, tm
     changed, trained = change(base, table, tmp_path / "new", method, lr=3e-4)
     assert changed["undesirable"] < -0.3 and changed["human"] > 0.3
     assert trained.metrics["reward_undesirable"] < 0 < trained.metrics["margins"]
+
+
+CLASSES = {"expert": 0.7, "human": 0.3, "undesirable": -0.3, "policy": -0.7}
+
+
+@pytest.fixture(scope="module")
+def mixed():
+    """Wherever the robot is, it sees the same; the second action dimension tells the group alone.
+
+    12 steps of demonstrations, 6 corrections, 4 undesirable steps and 8 of the policy's others.
+    """
+    groups = {
+        "demonstration": ["expert"] * 4,
+        "deployment": ["policy"] * 4 + ["undesirable"] * 2 + ["human"] * 3,
+    }
+    live = {"expert": 1, "policy": 1, "undesirable": 1, "human": 2}
+    made = []
+    for name, source in [("d", "demonstration")] * 3 + [("r", "deployment")] * 2:
+        steps = groups[source]
+        actions = np.stack(
+            [np.zeros(len(steps)), [CLASSES[g] for g in steps], np.ones(len(steps))], 1
+        )
+        made.append(
+            episode(f"{name}{len(made)}", source, [live[g] for g in steps], actions,
+                    np.zeros((len(steps), 2)), k=2)
+        )  # fmt: skip
+    return build(made, k=2)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "optimum"),
+    [
+        pytest.param("bc_continue", {}, (1, 0, 0, 0), id="bc_continue"),
+        pytest.param("dagger", {}, (1 / 2, 1 / 6, 1 / 9, 2 / 9), id="dagger"),
+        pytest.param(
+            "dagger", {"no_undesirable": True}, (1 / 2, 3 / 14, 0, 2 / 7), id="without c = 0"
+        ),
+        pytest.param(
+            "dagger",
+            {"no_balanced_sampling": True},
+            (2 / 5, 1 / 5, 2 / 15, 4 / 15),
+            id="unbalanced",
+        ),
+    ],
+)
+def test_cloning_comes_to_act_like_each_group_as_often_as_its_share(
+    mixed, tmp_path, method, settings, optimum
+):
+    settings = {
+        "k": 2,
+        "steps": 150,
+        "batch_size": 30,
+        "lr": 2e-3,
+        "parameters": "full",
+        **settings,
+    }
+    start = trainer.train_bc(mixed, {**SMALL, "k": 2, "steps": 1}, tmp_path / "base")
+    trained = trainer.optimize(mixed, start.checkpoint, method, settings, tmp_path / "new")
+    policy = checkpoint.load(trained.checkpoint)
+    with torch.no_grad():
+        probabilities = [
+            policy.log_prob(mixed.batch(mixed.groups[name][:1]))[0][0, 1].exp().item()
+            for name in CLASSES
+        ]
+    assert probabilities == pytest.approx(optimum, abs=0.04)
 
 
 def test_the_anchor_keeps_what_was_shown_where_hapo_as_published_loses_it(base, table, tmp_path):

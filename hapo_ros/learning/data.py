@@ -11,6 +11,7 @@ from hapo_ros.episodes.types import EpisodeInfo, Step
 from hapo_ros.policies.base import Batch, proprioception
 
 GROUPS = ("expert", "human", "undesirable", "policy")
+UNIONS = {"interaction": ("human", "undesirable", "policy")}  # further groups, of these
 LEFT_OUT = ("none", "unresolved", "not_asked_for", "episodes_left_out")  # steps, but for the last
 
 
@@ -40,8 +41,8 @@ class StepTable:
     None. actions: (N, T, D) float32, action_mask: (N, T) bool. labels: (N,) c_t. sequence: (N,)
     step number in its episode. episode: (N,) index into ``episodes``, which holds for each used
     episode its id, bag and review hash, source, outcome, task and instruction. groups: name ->
-    row numbers. counts: steps kept and left out, by reason. skipped: a sentence for every bag that
-    was given and is not used.
+    row numbers, of GROUPS and UNIONS. counts: steps kept and left out, by reason. skipped: a
+    sentence for every bag that was given and is not used.
     """
 
     images: dict[str, np.ndarray]
@@ -65,7 +66,12 @@ class StepTable:
     def groups(self) -> dict[str, np.ndarray]:
         demonstration = np.array([e["source"] == "demonstration" for e in self.episodes], bool)
         group = group_of(self.labels, demonstration[self.episode])
-        return {name: np.flatnonzero(group == i) for i, name in enumerate(GROUPS)}
+        groups = {name: np.flatnonzero(group == i) for i, name in enumerate(GROUPS)}
+        unions = {
+            name: np.sort(np.concatenate([groups[part] for part in parts]))
+            for name, parts in UNIONS.items()
+        }
+        return groups | unions
 
     @property
     def desirable(self) -> np.ndarray:
@@ -183,7 +189,8 @@ def build(
 ) -> StepTable:
     """The table of some episodes.
 
-    k: the K their labels were made with, for the record. groups: kept; others are only counted.
+    k: the K their labels were made with, for the record. groups: kept, of GROUPS and UNIONS; others
+    are only counted.
     cameras: names to keep, all by default. object_state: whether to keep it where recorded.
     drop_unresolved: the last correction of an episode that ended ``unresolved`` is counted and not
     learned from: one that never resolves teaches what does not work (tasks.md). The steps before it
@@ -192,7 +199,7 @@ def build(
     once, and ``skipped`` says so. Raises ValueError where nothing is left or episodes do not fit
     together.
     """
-    builder = _Builder(k, horizon, tuple(groups), cameras, object_state, drop_unresolved)
+    builder = _Builder(k, horizon, groups, cameras, object_state, drop_unresolved)
     for episode in episodes:
         builder.add(episode)
     return builder.table()
@@ -239,7 +246,8 @@ class _Builder:
     """Collects the rows of one episode after the other."""
 
     def __init__(self, k, horizon, groups, cameras, object_state, drop_unresolved):
-        self.k, self.horizon, self.groups = k, horizon, groups
+        self.k, self.horizon = k, horizon
+        self.groups = {part for name in groups for part in UNIONS.get(name, (name,))}
         self.cameras, self.object_state = cameras, object_state
         self.drop_unresolved = drop_unresolved
         self.counts = dict.fromkeys((*GROUPS, *LEFT_OUT), 0)

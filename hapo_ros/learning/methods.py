@@ -8,7 +8,7 @@ in ``updates.py``.
 import math
 from dataclasses import dataclass, field
 
-from hapo_ros.learning.data import GROUPS
+from hapo_ros.learning.data import GROUPS, UNIONS
 
 EXPERT_ONLY = {"expert": 1.0}
 PAPER_FRACTIONS = {"expert": 0.5, "human": 0.25, "undesirable": 0.25}
@@ -85,6 +85,9 @@ COMMON = {
 CLONING = {
     "image_shift": Setting(0, int, "Random shift of training images, pixels.", low=0),
 }
+DAGGER = {
+    "no_undesirable": Setting(False, bool, "Leave out the steps before a takeover."),
+}
 PREFERENCE = {
     "beta": Setting(0.1, float, "Temperature of the log-ratios.", low=0, above=True),
     "bc_weight": Setting(0.0, float, "Of the desirable samples' negative log-likelihood.", low=0),
@@ -155,6 +158,13 @@ METHODS = {
             EXPERT_ONLY,
         ),
         Method(
+            "dagger",
+            "cloning",
+            "Behaviour cloning of demonstrations and of all that was done in deployments.",
+            COMMON | CLONING | DAGGER,
+            {"expert": 0.5, "interaction": 0.5},
+        ),
+        Method(
             "kto",
             "kto",
             "hapo without its weights: every sample counts alike.",
@@ -210,11 +220,12 @@ def resolve(name: str, overrides: dict | None = None) -> dict:
 
 def _fractions(fractions: dict) -> dict[str, float]:
     share = Setting(0.0, float, "Share of a group.", low=0, high=1)
-    unknown = sorted(set(fractions) - set(GROUPS))
+    known = (*GROUPS, *UNIONS)
+    unknown = sorted(set(fractions) - set(known))
     if unknown:
         raise ValueError(
             f"Setting fractions names {', '.join(unknown)}; "
-            f"there are the groups {', '.join(GROUPS)}."
+            f"there are the groups {', '.join(known)}."
         )
     checked = {name: share.checked(f"fractions.{name}", f) for name, f in fractions.items()}
     if abs(sum(checked.values()) - 1.0) > 1e-6:

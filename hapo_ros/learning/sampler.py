@@ -11,6 +11,7 @@ RECORD = {
     "undesirable": "Record deployment episodes in which the policy acts and the operator then takes"
     " over; the K steps before a takeover are these.",
     "policy": "Record deployment episodes in which the policy acts.",
+    "interaction": "Record deployment episodes in which the operator takes over where needed.",
 }
 
 

@@ -275,6 +275,8 @@ def _update(method: str, policy, table, settings, reference_cache, hooks):
 
 def _sampler(table: StepTable, settings: dict) -> BalancedSampler:
     groups, fractions = table.groups, settings["fractions"]
+    if settings.get("no_undesirable"):
+        groups = {name: rows[table.desirable[rows]] for name, rows in groups.items()}
     if settings["no_balanced_sampling"]:
         groups = {"all": np.concatenate([groups[name] for name in fractions])}
         fractions = {"all": 1.0}
