@@ -46,6 +46,13 @@ def test_dagger_is_half_demonstrations_and_half_of_all_that_was_done_in_deployme
     assert settings["no_undesirable"] is False
 
 
+def test_sirius_draws_from_all_steps_alike_and_leaves_no_choice_in_it():
+    assert resolve("sirius")["fractions"] == {"all": 1.0}
+    for setting in ("fractions", "no_balanced_sampling", "allow_missing_group"):
+        with pytest.raises(ValueError, match=f"sirius has no setting '{setting}'"):
+            resolve("sirius", {setting: None})
+
+
 def test_kto_is_hapo_without_the_settings_of_its_weights():
     weights = {"beta_d", "beta_u", "scope", "scale", "l1_prediction", "no_reweighting"}
     kto, hapo = resolve("kto"), resolve("hapo")
@@ -78,7 +85,7 @@ def test_the_optimize_action_names_the_methods():
 
 def test_unknown_names_are_answered_with_the_valid_ones():
     with pytest.raises(
-        ValueError, match=r"no method 'ppo'.*bc_continue, dagger, kto, hapo, hapo_anchored"
+        ValueError, match=r"no method 'ppo'.*bc_continue, dagger, sirius, kto, hapo, hapo_anchored"
     ):
         method("ppo")
     with pytest.raises(ValueError, match=r"no setting 'learning_rate'.*lr, max_grad_norm"):
@@ -100,7 +107,7 @@ def test_unknown_names_are_answered_with_the_valid_ones():
         (
             "fractions",
             {"experts": 1.0},
-            "there are the groups expert, human, undesirable, policy, int",
+            "there are the groups expert, human, undesirable, policy, inter",
         ),
         ("fractions", {"expert": 0.5}, "must sum to 1, not 0.5"),
         ("fractions", {"expert": 1.5, "human": -0.5}, "a number >= 0 and <= 1"),

@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hapo_ros.learning.objectives import (
     adaptive_weights,
@@ -12,6 +14,7 @@ from hapo_ros.learning.objectives import (
     log_ratio,
     merge_metrics,
     mismatched_kl,
+    sirius_weights,
 )
 
 DESIRABLE = torch.tensor([True, False, True, False, True, True])
@@ -222,3 +225,34 @@ def test_metrics_of_micro_batches_join_to_those_of_the_batch(logps):
     joined = merge_metrics(parts)
     for key, value in whole.items():
         assert float(joined[key]) == pytest.approx(float(value)), key
+
+
+def test_sirius_weights_computed_by_hand():
+    counts = np.array([60, 20, 10, 110])  # expert, human, undesirable, policy
+    share = counts / 200
+    expected = np.array([0.3, 0.5, 0.002, 1 - 0.3 - 0.5 - 0.002]) / share
+    np.testing.assert_allclose(sirius_weights(counts), expected, rtol=1e-12)
+
+
+def test_sirius_leaves_the_policys_steps_nothing_where_there_are_many_demonstrations():
+    counts = np.array([150, 20, 10, 20])
+    expected = np.array([0.498, 0.5, 0.002, 0.0]) / (counts / 200)
+    np.testing.assert_allclose(sirius_weights(counts), expected, rtol=1e-12)
+
+
+@given(st.lists(st.integers(0, 1000), min_size=4, max_size=4).filter(lambda counts: counts[1] > 0))
+def test_sirius_weights_are_never_negative_and_learn_from_the_human_half_the_time(counts):
+    weights = sirius_weights(counts)
+    learned = weights * torch.tensor(counts) / sum(counts)
+    assert (weights >= 0).all() and weights.isfinite().all()
+    assert learned[1].item() == pytest.approx(0.5) and learned.sum().item() <= 1 + 1e-9
+    assert learned[2].item() == pytest.approx(0.002 if counts[2] else 0.0)
+    if counts[2] and counts[3]:
+        assert learned.sum().item() == pytest.approx(1.0)
+
+
+def test_sirius_without_a_correction_says_what_to_record():
+    with pytest.raises(ValueError, match=r"no human step, and 50% .* Record deployment episodes"):
+        sirius_weights([10, 0, 5, 5])
+    with pytest.raises(ValueError, match="Four counts and shares"):
+        sirius_weights([10, 1, 5, 5], human=0.9, undesirable=0.2)

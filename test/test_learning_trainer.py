@@ -385,9 +385,10 @@ def mixed():
             (2 / 5, 1 / 5, 2 / 15, 4 / 15),
             id="unbalanced",
         ),
+        pytest.param("sirius", {}, (0.4, 0.5, 0.002, 0.098), id="sirius"),
     ],
 )
-def test_cloning_comes_to_act_like_each_group_as_often_as_its_share(
+def test_cloning_comes_to_act_like_each_group_as_often_as_its_method_wants(
     mixed, tmp_path, method, settings, optimum
 ):
     settings = {
@@ -529,6 +530,8 @@ def test_what_cannot_work_is_refused_before_anything_is_trained(base, table, tmp
         optimize(build(episodes(), k=4, object_state=False))
     with pytest.raises(ValueError, match="hold no images"):
         trainer.train_bc(table, {"k": 4, "inputs": "images"}, tmp_path / "new")
+    with pytest.raises(ValueError, match="no human step"):
+        optimize(demonstrations, method="sirius")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -11,7 +11,7 @@ from hapo_ros.episodes.types import EpisodeInfo, Step
 from hapo_ros.policies.base import Batch, proprioception
 
 GROUPS = ("expert", "human", "undesirable", "policy")
-UNIONS = {"interaction": ("human", "undesirable", "policy")}  # further groups, of these
+UNIONS = {"interaction": ("human", "undesirable", "policy"), "all": GROUPS}  # groups of groups
 LEFT_OUT = ("none", "unresolved", "not_asked_for", "episodes_left_out")  # steps, but for the last
 
 
@@ -63,9 +63,14 @@ class StepTable:
         return len(self.labels)
 
     @property
-    def groups(self) -> dict[str, np.ndarray]:
+    def group(self) -> np.ndarray:
+        """(N,) index into GROUPS."""
         demonstration = np.array([e["source"] == "demonstration" for e in self.episodes], bool)
-        group = group_of(self.labels, demonstration[self.episode])
+        return group_of(self.labels, demonstration[self.episode])
+
+    @property
+    def groups(self) -> dict[str, np.ndarray]:
+        group = self.group
         groups = {name: np.flatnonzero(group == i) for i, name in enumerate(GROUPS)}
         unions = {
             name: np.sort(np.concatenate([groups[part] for part in parts]))

@@ -74,13 +74,15 @@ COMMON = {
     "lora_alpha": Setting(16, int, "Scale of the adapter, over its rank.", low=1),
     "seed": Setting(0, int, "Of batches, partners and initial weights.", low=0),
     "k": Setting(10, int, "Control steps before a takeover that are undesirable.", low=0),
-    "fractions": Setting(None, dict, "Share of each group; none: the method's.", none=True),
-    "no_balanced_sampling": Setting(False, bool, "Draw from all groups alike (ablation)."),
-    "allow_missing_group": Setting(False, bool, "Give the share of an empty group to others."),
     "accept_recovered": Setting(
         False, bool, "Use episodes that were cut short, recovered or are lossy too."
     ),
     "drop_unresolved": Setting(True, bool, "Leave out corrections that never resolved."),
+}
+SAMPLING = {
+    "fractions": Setting(None, dict, "Share of each group; none: the method's.", none=True),
+    "no_balanced_sampling": Setting(False, bool, "Draw from all groups alike (ablation)."),
+    "allow_missing_group": Setting(False, bool, "Give the share of an empty group to others."),
 }
 CLONING = {
     "image_shift": Setting(0, int, "Random shift of training images, pixels.", low=0),
@@ -146,7 +148,7 @@ METHODS = {
             "bc",
             "cloning",
             "Behaviour cloning of demonstrations: trains a base policy.",
-            COMMON | CLONING | BASE,
+            COMMON | SAMPLING | CLONING | BASE,
             EXPERT_ONLY,
             {"parameters": "full", "lr": 5e-4, "batch_size": 64, "steps": 2500},
         ),
@@ -154,35 +156,42 @@ METHODS = {
             "bc_continue",
             "cloning",
             "The control: more behaviour cloning of demonstrations.",
-            COMMON | CLONING,
+            COMMON | SAMPLING | CLONING,
             EXPERT_ONLY,
         ),
         Method(
             "dagger",
             "cloning",
             "Behaviour cloning of demonstrations and of all that was done in deployments.",
-            COMMON | CLONING | DAGGER,
+            COMMON | SAMPLING | CLONING | DAGGER,
             {"expert": 0.5, "interaction": 0.5},
+        ),
+        Method(
+            "sirius",
+            "sirius",
+            "Behaviour cloning of all steps, weighted by who acted and what came of it.",
+            COMMON | CLONING,
+            {"all": 1.0},
         ),
         Method(
             "kto",
             "kto",
             "hapo without its weights: every sample counts alike.",
-            COMMON | PREFERENCE | UTILITY,
+            COMMON | SAMPLING | PREFERENCE | UTILITY,
             PAPER_FRACTIONS,
         ),
         Method(
             "hapo",
             "hapo",
             "Action preference optimization as published.",
-            COMMON | PREFERENCE | UTILITY | REWEIGHTING,
+            COMMON | SAMPLING | PREFERENCE | UTILITY | REWEIGHTING,
             PAPER_FRACTIONS,
         ),
         Method(
             "hapo_anchored",
             "hapo",
             "hapo with a cloning term and a floor: ours.",
-            COMMON | PREFERENCE | UTILITY | REWEIGHTING,
+            COMMON | SAMPLING | PREFERENCE | UTILITY | REWEIGHTING,
             PAPER_FRACTIONS,
             {"bc_weight": 1.0, "undesirable_floor": -5.0},
         ),
@@ -201,7 +210,8 @@ def resolve(name: str, overrides: dict | None = None) -> dict:
     """Every setting of a method, defaults and overrides together.
 
     Raises ValueError for an unknown setting (naming those there are) or a bad value.
-    ``fractions`` is filled in; ``micro_batch`` is the batch size where not given.
+    ``fractions`` is filled in, also for a method that leaves no choice of them; ``micro_batch`` is
+    the batch size where not given.
     """
     chosen = method(name)
     overrides = dict(overrides or {})
@@ -213,7 +223,7 @@ def resolve(name: str, overrides: dict | None = None) -> dict:
         )
     given = {key: s.default for key, s in chosen.settings.items()} | chosen.defaults | overrides
     settings = {key: chosen.settings[key].checked(key, value) for key, value in given.items()}
-    settings["fractions"] = _fractions(settings["fractions"] or chosen.fractions)
+    settings["fractions"] = _fractions(settings.get("fractions") or chosen.fractions)
     settings["micro_batch"] = settings["micro_batch"] or settings["batch_size"]
     return settings
 

@@ -1,4 +1,4 @@
-"""The objectives as pure functions of tensors (method.md 1.2 and 1.3; HAPO eqs. (1)-(6)).
+"""The objectives as pure functions of tensors (method.md 1.2, 1.3, 1.6; HAPO eqs. (1)-(6)).
 
 Symbols: B samples, N tokens a sample, r the reward of eq. (1), z0 the baseline, lambda the weight
 of a sample. Sums over the *effective* batch (micro-batches x accumulation x ranks) are arguments,
@@ -159,3 +159,30 @@ def adaptive_weights(
         w = w * count[group]
     weights = torch.where(desirable, 1.0 - torch.exp(-beta_d * w), torch.exp(-beta_u * w))
     return weights if decodable is None else torch.where(decodable, weights, 1.0)
+
+
+def sirius_weights(counts, *, human=0.5, undesirable=0.002):
+    """(4,) weight of a step's behaviour cloning by its class; Sirius, method.md 1.6.
+
+        w = P*(class) / P(class)
+
+    counts: (4,) steps of the classes expert, human, undesirable, policy (``data.GROUPS``), drawn
+    from alike, so that P(class) is its share. P* of human and undesirable are given; demonstrations
+    keep their share, and the policy's steps get the rest. Where nothing is left for these, their
+    weight is 0 and the demonstrations get what human and undesirable leave. A class without a step
+    weighs 0. ValueError where there is no human step, or a P* is no share.
+    """
+    counts = torch.as_tensor(counts, dtype=torch.float64)
+    if counts.shape != (4,) or not (human >= 0 and undesirable >= 0 and human + undesirable <= 1):
+        raise ValueError(f"Four counts and shares are needed, not {counts}, {human}, {undesirable}")
+    if counts[1] <= 0:
+        raise ValueError(
+            f"There is no human step, and {human:.0%} of what is learned is theirs, so nothing was "
+            "trained. Record deployment episodes in which the operator takes over and resolves the "
+            "task."
+        )
+    share = counts / counts.sum()
+    left = 1.0 - human - undesirable
+    expert = min(float(share[0]), left)
+    wanted = torch.tensor([expert, human, undesirable, left - expert], dtype=torch.float64)
+    return torch.where(counts > 0, wanted / share, 0.0)

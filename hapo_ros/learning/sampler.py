@@ -12,6 +12,7 @@ RECORD = {
     " over; the K steps before a takeover are these.",
     "policy": "Record deployment episodes in which the policy acts.",
     "interaction": "Record deployment episodes in which the operator takes over where needed.",
+    "all": "Record demonstrations, and deployment episodes in which the operator takes over.",
 }
 
 

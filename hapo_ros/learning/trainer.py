@@ -149,7 +149,7 @@ def optimize(
         raise ValueError(f"Method {method} trains a new base policy: call train_bc.")
     _refuse_existing(output)
     policy = checkpoint.load(base)
-    groups = data.GROUPS if resolved["no_balanced_sampling"] else tuple(resolved["fractions"])
+    groups = data.GROUPS if resolved.get("no_balanced_sampling") else tuple(resolved["fractions"])
     options = {
         "cameras": tuple(policy.cameras),
         "object_state": policy.object_state > 0,
@@ -277,7 +277,7 @@ def _sampler(table: StepTable, settings: dict) -> BalancedSampler:
     groups, fractions = table.groups, settings["fractions"]
     if settings.get("no_undesirable"):
         groups = {name: rows[table.desirable[rows]] for name, rows in groups.items()}
-    if settings["no_balanced_sampling"]:
+    if settings.get("no_balanced_sampling"):
         groups = {"all": np.concatenate([groups[name] for name in fractions])}
         fractions = {"all": 1.0}
     return BalancedSampler(
@@ -285,7 +285,7 @@ def _sampler(table: StepTable, settings: dict) -> BalancedSampler:
         settings["batch_size"],
         fractions,
         settings["seed"],
-        allow_missing=settings["allow_missing_group"],
+        allow_missing=settings.get("allow_missing_group", False),
     )
 
 

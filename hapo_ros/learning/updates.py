@@ -11,7 +11,7 @@ import torch
 
 from hapo_ros.learning import objectives
 from hapo_ros.learning.augment import augment
-from hapo_ros.learning.data import StepTable
+from hapo_ros.learning.data import GROUPS, StepTable
 from hapo_ros.learning.reference import Reference
 
 
@@ -34,10 +34,26 @@ class Cloning:
         for micro in split(rows, self.settings["micro_batch"]):
             shift = self.settings["image_shift"]
             batch = augment(self.table.batch(micro), shift, self.generator)
-            loss = self.policy.bc_loss(batch).sum() / len(rows)
+            loss = self._weighted(self.policy.bc_loss(batch), micro).sum() / len(rows)
             loss.backward()
             total += float(loss.detach())
         return {"loss": total}
+
+    def _weighted(self, losses, rows):
+        """(len(rows),) losses, each as much as its row counts."""
+        return losses
+
+
+class Sirius(Cloning):
+    """Behaviour cloning weighted by who acted and what came of it: method.md 1.6."""
+
+    def __init__(self, policy, table: StepTable, settings: dict):
+        super().__init__(policy, table, settings)
+        counts = [len(table.groups[name]) for name in GROUPS]
+        self.weights = objectives.sirius_weights(counts)[torch.from_numpy(table.group)]
+
+    def _weighted(self, losses, rows):
+        return losses * self.weights[rows].to(losses)
 
 
 class Preference:
@@ -185,4 +201,4 @@ class Hapo(Kto):
         )
 
 
-OBJECTIVES = {"cloning": Cloning, "kto": Kto, "hapo": Hapo}
+OBJECTIVES = {"cloning": Cloning, "sirius": Sirius, "kto": Kto, "hapo": Hapo}
