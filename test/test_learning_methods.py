@@ -53,6 +53,15 @@ def test_sirius_draws_from_all_steps_alike_and_leaves_no_choice_in_it():
             resolve("sirius", {setting: None})
 
 
+def test_dpo_is_of_demonstrations_and_corrections_alone():
+    settings = resolve("dpo")
+    assert settings["fractions"] == {"expert": 0.5, "human": 0.5}
+    assert settings["beta"] == 0.1 and settings["sigma"] == 0.1
+    for setting in ("no_z0", "no_gripper_rule", "no_reweighting"):
+        with pytest.raises(ValueError, match=f"dpo has no setting '{setting}'"):
+            resolve("dpo", {setting: True})
+
+
 def test_kto_is_hapo_without_the_settings_of_its_weights():
     weights = {"beta_d", "beta_u", "scope", "scale", "l1_prediction", "no_reweighting"}
     kto, hapo = resolve("kto"), resolve("hapo")
@@ -85,7 +94,8 @@ def test_the_optimize_action_names_the_methods():
 
 def test_unknown_names_are_answered_with_the_valid_ones():
     with pytest.raises(
-        ValueError, match=r"no method 'ppo'.*bc_continue, dagger, sirius, kto, hapo, hapo_anchored"
+        ValueError,
+        match=r"no method 'ppo'.*bc_continue, dagger, sirius, dpo, kto, hapo, hapo_anchored",
     ):
         method("ppo")
     with pytest.raises(ValueError, match=r"no setting 'learning_rate'.*lr, max_grad_norm"):

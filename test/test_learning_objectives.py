@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hapo_ros.learning.objectives import (
     adaptive_weights,
     baseline,
+    dpo_loss,
     kto_loss,
     l1_totals,
     log_ratio,
@@ -214,6 +215,123 @@ def test_kto_is_hapo_with_weights_of_1(logps):
     kto = kto_loss(*logps, DESIRABLE, z0=z0)[0]
     hapo = kto_loss(*logps, DESIRABLE, z0=z0, weights=torch.ones(6))[0]
     assert kto.item() == hapo.item()
+
+
+def pairs(count=4, seed=2):
+    """Log-probabilities of chosen and rejected actions: policy's, then the reference's."""
+    generator = torch.Generator().manual_seed(seed)
+    return [-3 * torch.rand(count, 3, generator=generator, dtype=torch.float64) for _ in range(4)]
+
+
+def test_dpo_loss_computed_by_hand():
+    logps = pairs()
+    chosen, rejected, ref_chosen, ref_rejected = (x.numpy() for x in logps)
+    rewards = (chosen - ref_chosen).sum(1), (rejected - ref_rejected).sum(1)
+    expected = -np.log(sigmoid(0.3 * (rewards[0] - rewards[1])))
+    loss, metrics = dpo_loss(*logps, beta=0.3)
+    assert loss.item() == pytest.approx(expected.mean(), rel=1e-12)
+    assert metrics["reward_desirable"].item() == pytest.approx(rewards[0].mean())
+    assert metrics["reward_undesirable"].item() == pytest.approx(rewards[1].mean())
+    assert metrics["margins"].item() == pytest.approx((rewards[0] - rewards[1]).mean())
+    assert metrics["desirable"] == metrics["undesirable"] == 4
+    start = dpo_loss(logps[0], logps[1], logps[0], logps[1])[0]
+    assert start.item() == pytest.approx(np.log(2))
+
+
+def test_dpo_gradient_is_that_of_the_loss_and_counts_every_token():
+    chosen, rejected, *ref = pairs()
+    chosen.requires_grad_(), rejected.requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda *logps: dpo_loss(*logps, *ref, beta=0.7)[0], (chosen, rejected)
+    )
+    dpo_loss(chosen, rejected, *ref)[0].backward()
+    assert (chosen.grad < 0).all() and (rejected.grad > 0).all()  # gripper included
+
+
+def test_dpo_never_looks_at_invalid_tokens():
+    logps = pairs()
+    expected = dpo_loss(*(x[:, :2] for x in logps))[0]
+    mask = torch.tensor([True, True, False]).expand(4, 3)
+    for x in logps:
+        x[:, 2] = float("nan")
+    loss = dpo_loss(*logps, chosen_mask=mask, rejected_mask=mask)[0]
+    assert loss.item() == pytest.approx(expected.item())
+
+
+def test_dpo_gives_no_gradient_to_a_rejected_action_below_the_floor():
+    chosen, rejected, *ref = pairs()
+    rejected[1] -= 10.0
+    chosen.requires_grad_(), rejected.requires_grad_()
+    loss = dpo_loss(chosen, rejected, *ref, undesirable_floor=-5.0)[0]
+    loss.backward()
+    assert loss.item() == dpo_loss(chosen, rejected, *ref)[0].item()
+    assert (rejected.grad[1] == 0).all() and (chosen.grad[1] < 0).all()
+    assert (rejected.grad[0] > 0).all()
+
+
+def test_dpo_loss_is_finite_for_extreme_rewards():
+    far = torch.tensor([[1e4]], requires_grad=True)
+    zero = torch.zeros(1, 1)
+    loss = dpo_loss(zero, far, zero, zero, beta=1.0)[0]
+    loss.backward()
+    assert loss.item() == pytest.approx(1e4) and far.grad.item() == pytest.approx(1.0)
+
+
+def minimum(loss_of_logits, arms=3):
+    """Log-probabilities of the arms where a loss of their logits is least."""
+    logits = torch.zeros(arms, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([logits], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_of_logits(logits.log_softmax(0))
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return logits.detach().log_softmax(0)
+
+
+REF = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64).log()
+
+
+def test_dpo_is_least_where_the_log_ratios_differ_by_how_often_one_is_preferred():
+    """Arm 0 is preferred to arm 1 in 8 of 10 pairs: Bradley and Terry's model, solved by hand."""
+    chosen = torch.tensor([0] * 8 + [1] * 2)
+    rejected = 1 - chosen
+
+    def loss(logps):
+        columns = (logps[chosen], logps[rejected], REF[chosen], REF[rejected])
+        return dpo_loss(*(x[:, None] for x in columns), beta=0.5)[0]
+
+    reward = minimum(loss) - REF
+    assert (reward[0] - reward[1]).item() == pytest.approx(np.log(0.8 / 0.2) / 0.5, rel=1e-3)
+
+
+def test_kto_is_least_where_only_the_desirable_arm_is_left_with_weights_or_without():
+    """Among three arms, one desirable and one undesirable."""
+    arms, desirable = torch.tensor([0, 0, 1]), torch.tensor([True, True, False])
+    for weights in (None, torch.tensor([0.1, 0.3, 0.8])):
+        logps = minimum(
+            lambda logps, weights=weights: kto_loss(
+                logps[arms][:, None],
+                REF[arms][:, None],
+                desirable,
+                z0=torch.tensor(0.0),
+                beta=1.0,
+                weights=weights,
+            )[0]
+        )
+        assert logps[0].exp().item() > 0.99
+
+
+def test_metrics_of_pairs_in_micro_batches_join_to_those_of_the_batch():
+    whole = dpo_loss(*pairs())[1]
+    parts = [dpo_loss(*(x[i] for x in pairs()))[1] for i in (slice(0, 1), slice(1, 4))]
+    joined = merge_metrics(parts)
+    assert joined.keys() == whole.keys()
+    for key, value in whole.items():
+        assert float(joined[key]) == pytest.approx(float(value)), key
 
 
 def test_metrics_of_micro_batches_join_to_those_of_the_batch(logps):

@@ -98,7 +98,7 @@ def update_of(method, base, table, moved=True, **settings):
     if not objective.needs_reference:
         return objective(policy, table, resolved)
     policy.network.head.weight.data *= 0.6
-    kept = reference.compute(policy, table, seed=0)
+    kept = reference.compute(policy, table, objective.second(resolved))
     if moved:
         policy.network.head.weight.data /= 0.6
     return objective(policy, table, resolved, kept)
@@ -116,6 +116,7 @@ def gradients(update, rows):
     )
 
 
+SECOND = reference.Second("mismatched", 0)
 ANCHOR = {"bc_weight": 1.0, "undesirable_floor": -0.5, "beta": 0.7}
 ROWS = [0, 1, 12, 13, 8, 9, 28, 60]  # demonstrations, corrections and undesirable steps
 
@@ -146,29 +147,52 @@ def test_8_samples_at_once_are_8_micro_batches_of_1(base, table, method, options
             assert split[key] == pytest.approx(whole[key], rel=1e-3, abs=1e-6, nan_ok=True), key
 
 
-def test_a_kept_reference_is_a_fresh_one(base, table, tmp_path):
+@pytest.mark.parametrize(
+    "second",
+    [reference.Second("mismatched", 3), reference.Second("perturbed", 3, 0.1), None],
+    ids=["mismatched", "perturbed", "none"],
+)
+def test_a_kept_reference_is_a_fresh_one(base, table, tmp_path, second):
     policy = checkpoint.load(base.checkpoint)
-    fresh = reference.compute(policy, table, seed=3, batch_size=5)
+    fresh = reference.compute(policy, table, second, batch_size=5)
     for _ in range(2):
-        kept = reference.cached(policy, table, 3, tmp_path)
-        for name in ("logps", "kl_logps"):
+        kept = reference.cached(policy, table, second, tmp_path)
+        for name in ("logps", "second_logps") if second else ("logps",):
             np.testing.assert_allclose(getattr(kept, name), getattr(fresh, name), atol=1e-5)
-        np.testing.assert_array_equal(kept.partners, fresh.partners)
+        np.testing.assert_array_equal(kept.second_actions, fresh.second_actions)
     assert [p.name for p in tmp_path.iterdir()] == [f"reference-{fresh.key}.npz"]
-    assert reference.cached(policy, table, 4, tmp_path).key != fresh.key
+    for other in (reference.Second("mismatched", 4), reference.Second("perturbed", 3, 0.2)):
+        assert reference.key_of(policy, table, other) != fresh.key
+
+
+def test_a_kept_reference_trains_to_the_same_checkpoint(base, table, tmp_path):
+    settings = {"k": 4, "steps": 2, "batch_size": 8}
+    for method in (name for name in methods.METHODS if "bc_weight" in methods.resolve(name)):
+        versions = {
+            trainer.optimize(
+                table,
+                base.checkpoint,
+                method,
+                settings,
+                tmp_path / f"{method}{run}",
+                reference_cache=tmp_path / "kept" if run else None,
+            ).version
+            for run in range(3)
+        }
+        assert len(versions) == 1, method
 
 
 def test_the_reference_is_the_policy_with_its_adapter_off(base, table):
     policy = checkpoint.load(base.checkpoint)
-    kept = reference.compute(policy, table, seed=0)
+    kept = reference.compute(policy, table, SECOND)
     lora.add_lora(policy, rank=4)
     for name, parameter in policy.network.named_parameters():
         if ".lora_B" in name:
             parameter.data += 0.1
     with lora.adapter_off(policy):
-        off = reference.compute(policy, table, seed=0)
+        off = reference.compute(policy, table, SECOND)
     np.testing.assert_allclose(off.logps, kept.logps, atol=1e-5)
-    assert np.abs(reference.compute(policy, table, seed=0).logps - kept.logps).max() > 0.01
+    assert np.abs(reference.compute(policy, table, SECOND).logps - kept.logps).max() > 0.01
 
 
 def test_kto_is_hapo_without_reweighting(base, table, tmp_path):
@@ -215,15 +239,52 @@ def test_the_cloning_term_is_the_mean_over_the_desirable_samples(base, table):
 def test_z0_is_of_mismatched_actions_on_their_own_prefix_over_the_effective_batch(base, table):
     update = preference(base, table, micro_batch=2)
     metrics, _ = gradients(update, ROWS)
-    pairs = update.reference.partners[ROWS]
+    pairs = reference.partners(table.episode, 0)[ROWS]
     assert (table.episode[pairs] != table.episode[ROWS]).all()
     with torch.no_grad():
         mismatched = table.batch(ROWS).with_actions(*table.action_tensors(pairs))
         logps = update.policy.log_prob(mismatched)[0].numpy()
-    ratios = (logps - update.reference.kl_logps[ROWS]).sum(1)
+    ratios = (logps - update.reference.second_logps[ROWS]).sum(1)
     assert metrics["z0"] == pytest.approx(max(0.0, ratios.mean()), rel=1e-4)
     assert gradients(preference(base, table, no_z0=True), ROWS)[0]["z0"] == 0.0
     assert gradients(preference(base, table, z0_max=0.01), ROWS)[0]["z0"] == pytest.approx(0.01)
+
+
+def test_dpo_rejects_what_the_base_would_have_done_with_noise(base, table):
+    """And the base's own prediction, not one on the recorded action's tokens."""
+    policy = checkpoint.load(base.checkpoint)
+    plain, noisy, again = (
+        reference.compute(policy, table, reference.Second("perturbed", seed, sigma), size)
+        for seed, sigma, size in ((0, 0.0, 64), (0, 0.1, 64), (0, 0.1, 7))
+    )
+    own = policy.predict(table.batch(np.arange(len(table))), generate=True).numpy()
+    np.testing.assert_allclose(plain.second_actions, own, atol=1e-6)
+    np.testing.assert_allclose(noisy.second_actions, again.second_actions, atol=1e-6)
+    noise = noisy.second_actions - own
+    assert noise.std() == pytest.approx(0.1, rel=0.1) and abs(noise.mean()) < 0.02
+    with torch.no_grad():
+        rejected = table.batch(ROWS).with_actions(
+            torch.from_numpy(noisy.second_actions[ROWS]), table.batch(ROWS).action_mask
+        )
+        logps = policy.log_prob(rejected)[0].numpy()
+    np.testing.assert_allclose(noisy.second_logps[ROWS], logps, atol=1e-5)
+
+
+def test_what_dpo_rejects_is_masked_where_the_recorded_chunk_is(base, table):
+    chunked = build(episodes(), k=4, horizon=3)
+    policy = trainer._new_policy(chunked, methods.resolve("bc", {**SMALL, "horizon": 3}))
+    kept = reference.compute(policy, chunked, reference.Second("perturbed", 0, 0.1))
+    np.testing.assert_array_equal(kept.second_action_mask, chunked.action_mask)
+    assert (kept.second_actions[~chunked.action_mask] == 0).all()
+    np.testing.assert_array_equal(kept.second_mask, kept.mask)
+
+
+def test_without_z0_one_episode_is_enough_to_learn_from(base, tmp_path):
+    one = build(episodes()[1:2], k=4)
+    settings = {"k": 4, "steps": 1, "batch_size": 8, "allow_missing_group": True}
+    with pytest.raises(ValueError, match="All steps are of one episode"):
+        trainer.optimize(one, base.checkpoint, "kto", settings, tmp_path / "a")
+    trainer.optimize(one, base.checkpoint, "kto", {**settings, "no_z0": True}, tmp_path / "b")
 
 
 def test_the_gripper_rule_is_on_and_can_be_switched_off(base, table):
@@ -408,6 +469,13 @@ def test_cloning_comes_to_act_like_each_group_as_often_as_its_method_wants(
             for name in CLASSES
         ]
     assert probabilities == pytest.approx(optimum, abs=0.04)
+
+
+def test_dpo_prefers_what_was_recorded_to_what_it_rejects(base, table, tmp_path):
+    changed, trained = change(base, table, tmp_path / "new", "dpo", lr=1e-3)
+    assert changed["human"] > 0.3
+    assert trained.metrics["reward_undesirable"] < 0 < trained.metrics["reward_desirable"]
+    assert trained.metrics["loss"] < np.log(2)
 
 
 def test_the_anchor_keeps_what_was_shown_where_hapo_as_published_loses_it(base, table, tmp_path):

@@ -114,6 +114,17 @@ def test_acting_gives_a_chunk_in_range_with_a_confidence(cameras, state, horizon
     assert np.abs(action).max() <= 1.0 and 1 / 256 <= policy.confidence <= 1.0
 
 
+def test_noise_of_a_prediction_is_in_normalised_units():
+    policy = make(0, 4, horizon=2)
+    policy.normalisation.action_high[0] = 3.0  # -1 to 3 in the action space is -1 to 1
+    policy = TinyVla(policy.config, policy.normalisation, policy.words)
+    given = batch(policy)
+    noise = torch.full((4, 2, 7), 0.1)
+    moved = policy.predict(given, generate=True, noise=noise) - policy.predict(given, generate=True)
+    torch.testing.assert_close(moved[..., 0], torch.full((4, 2), 0.2))
+    torch.testing.assert_close(moved[..., 1:], torch.full((4, 2, 6), 0.1))
+
+
 def test_acting_with_kept_keys_is_what_teacher_forcing_on_its_own_tokens_predicts():
     policy = make(2, 4, horizon=2)
     observation = policy.example()

@@ -97,6 +97,9 @@ PREFERENCE = {
         None, float, "Log-ratio below which an undesirable action gives no gradient.", none=True
     ),
 }
+PERTURBED = {
+    "sigma": Setting(0.1, float, "Noise of the rejected action, in normalised units.", low=0),
+}
 UTILITY = {
     "z0_max": Setting(None, float, "Upper bound of z0.", low=0, none=True),
     "no_z0": Setting(False, bool, "z0 = 0 (ablation)."),
@@ -172,6 +175,13 @@ METHODS = {
             "Behaviour cloning of all steps, weighted by who acted and what came of it.",
             COMMON | CLONING,
             {"all": 1.0},
+        ),
+        Method(
+            "dpo",
+            "dpo",
+            "Direct preference optimization: what was recorded rather than a disturbed prediction.",
+            COMMON | SAMPLING | PREFERENCE | PERTURBED,
+            {"expert": 0.5, "human": 0.5},
         ),
         Method(
             "kto",

@@ -6,6 +6,7 @@ so that splitting a batch differently changes nothing.
 """
 
 import torch
+from torch.nn import functional as F
 
 UNDESIRABLE_GROUP, DESIRABLE_GROUP = 0, 1  # places in the (2,) totals of ``l1_totals``
 
@@ -87,8 +88,81 @@ def kto_loss(
     return loss, metrics
 
 
+def dpo_loss(
+    policy_chosen_logps,
+    policy_rejected_logps,
+    ref_chosen_logps,
+    ref_rejected_logps,
+    *,
+    beta=0.1,
+    chosen_mask=None,
+    rejected_mask=None,
+    undesirable_floor=None,
+):
+    """Mean over P pairs of -log sigmoid(beta * (r_chosen - r_rejected)), and metrics; DPO.
+
+    r is the log-ratio of eq. (1), of all tokens, gripper included (method.md 1.6). *_logps: (P, N)
+    of two actions under the same observation. *_mask: (P, N) bool, valid tokens. The rest as
+    ``kto_loss``: metrics without z0 and lambda, chosen as desirable and rejected as undesirable.
+    """
+    steps = [logps[:, None] for logps in (policy_chosen_logps, policy_rejected_logps,
+                                          ref_chosen_logps, ref_rejected_logps)]  # fmt: skip
+    masks = [None if mask is None else mask[:, None] for mask in (chosen_mask, rejected_mask)]
+    return tpo_loss(
+        *steps,
+        beta=beta,
+        chosen_mask=masks[0],
+        rejected_mask=masks[1],
+        undesirable_floor=undesirable_floor,
+    )
+
+
+def tpo_loss(
+    policy_chosen_logps,
+    policy_rejected_logps,
+    ref_chosen_logps,
+    ref_rejected_logps,
+    *,
+    beta=0.1,
+    chosen_mask=None,
+    rejected_mask=None,
+    undesirable_floor=None,
+):
+    """``dpo_loss`` of P pairs of segments: r summed over their steps, whatever their lengths.
+
+    chosen: (P, L, N), rejected: (P, M, N), segments of up to L and M steps, their masks False where
+    there is no step. undesirable_floor: a rejected step whose own r is already below it gives no
+    gradient. The metrics' rewards are means over the pairs of the mean r of a step, so that they
+    compare with those of other methods, and their counts are pairs.
+    """
+    rewards = []
+    for policy, ref, mask in (
+        (policy_chosen_logps, ref_chosen_logps, chosen_mask),
+        (policy_rejected_logps, ref_rejected_logps, rejected_mask),
+    ):
+        mask = torch.ones_like(policy, dtype=torch.bool) if mask is None else mask
+        ratios = log_ratio(policy.flatten(0, 1), ref.flatten(0, 1), mask.flatten(0, 1))
+        rewards.append((ratios.unflatten(0, policy.shape[:2]), mask.any(2).sum(1).clamp(min=1)))
+    (chosen, chosen_steps), (rejected, rejected_steps) = rewards
+    learned = rejected
+    if undesirable_floor is not None:
+        learned = torch.where(rejected < undesirable_floor, rejected.detach(), rejected)
+    loss = -F.logsigmoid(beta * (chosen.sum(1) - learned.sum(1))).mean()
+    with torch.no_grad():
+        pairs = torch.tensor(len(chosen))
+        metrics = {
+            "loss": loss.detach(),
+            "reward_desirable": (chosen.sum(1) / chosen_steps).mean(),
+            "reward_undesirable": (rejected.sum(1) / rejected_steps).mean(),
+            "desirable": pairs,
+            "undesirable": pairs,
+        }
+        metrics["margins"] = metrics["reward_desirable"] - metrics["reward_undesirable"]
+    return loss, metrics
+
+
 def merge_metrics(parts: list[dict]) -> dict:
-    """Metrics of an effective batch from those ``kto_loss`` gave for its micro-batches."""
+    """Metrics of an effective batch from those a preference loss gave for its micro-batches."""
     counts = {name: sum(p[name] for p in parts) for name in ("desirable", "undesirable")}
 
     def mean(key, name):
@@ -96,12 +170,13 @@ def merge_metrics(parts: list[dict]) -> dict:
             return parts[0][key]  # NaN
         return sum(p[key] * p[name] for p in parts if p[name] > 0) / counts[name]
 
-    merged = {**counts, "z0": parts[0]["z0"]}
+    merged = {**parts[0], **counts}  # z0 is that of the effective batch in every part
     sizes = [p["desirable"] + p["undesirable"] for p in parts]
     merged["loss"] = sum(p["loss"] * n for p, n in zip(parts, sizes, strict=True)) / sum(sizes)
     for name in counts:
-        merged[f"reward_{name}"] = mean(f"reward_{name}", name)
-        merged[f"lambda_{name}"] = mean(f"lambda_{name}", name)
+        for key in (f"reward_{name}", f"lambda_{name}"):
+            if key in merged:
+                merged[key] = mean(key, name)
     merged["margins"] = merged["reward_desirable"] - merged["reward_undesirable"]
     return merged
 

@@ -1,7 +1,8 @@
 """The reference's log-probabilities, computed once a round (method.md 1.2).
 
-They are those of the policy at the start of the round, for the recorded action of every step and
-for a mismatched one. As they are kept, the reference needs no weights of its own in training.
+They are those of the policy at the start of the round, for the recorded action of every step and,
+where an objective compares it with a second one under the same observation, for that one. As they
+are kept, the reference needs no weights of its own in training.
 """
 
 import hashlib
@@ -13,18 +14,34 @@ import numpy as np
 from hapo_ros.learning.data import StepTable
 
 
+@dataclass(frozen=True)
+class Second:
+    """Which second action every step has, fixed for the round by ``seed``.
+
+    kind: "mismatched": the recorded action of a step of another episode (z0, method.md 1.2).
+    "perturbed": what the policy would do, with Gaussian noise of ``sigma`` normalised units on each
+    number (what dpo rejects, method.md 1.6); it is valid where the recorded action is.
+    """
+
+    kind: str
+    seed: int
+    sigma: float = 0.0
+
+
 @dataclass
 class Reference:
-    """logps, mask: (N, tokens) for the recorded action of each row of a table. partners: (N,) row
-    whose action is the mismatched one; kl_logps: (N, tokens) for it under the row's observation,
-    kl_mask its valid tokens. key: what they were computed from."""
+    """logps, mask: (N, tokens) for the recorded action of each row of a table. second_actions
+    (N, T, D) and second_action_mask (N, T): the second action of each row, second_logps and
+    second_mask (N, tokens): as above for it under the row's observation; all four None where there
+    is no second action. key: what they were computed from."""
 
     logps: np.ndarray
     mask: np.ndarray
-    partners: np.ndarray
-    kl_logps: np.ndarray
-    kl_mask: np.ndarray
     key: str
+    second_actions: np.ndarray | None = None
+    second_action_mask: np.ndarray | None = None
+    second_logps: np.ndarray | None = None
+    second_mask: np.ndarray | None = None
 
 
 def partners(episode, seed: int) -> np.ndarray:
@@ -47,16 +64,17 @@ def partners(episode, seed: int) -> np.ndarray:
 
 
 def compute(
-    policy, table: StepTable, seed: int, batch_size: int = 64, stop=lambda: None
+    policy, table: StepTable, second: Second | None, batch_size: int = 64, stop=lambda: None
 ) -> Reference:
     """Reference log-probabilities of ``policy`` as it is now, without gradient.
 
-    stop: called before each batch; raises where it is to end.
+    stop: called before each batch; raises where it is to end. ValueError where steps have no
+    partners.
     """
     import torch
 
-    pairs = partners(table.episode, seed)
-    columns: list[list[np.ndarray]] = [[], [], [], []]
+    second_of = _second_actions(policy, table, second)
+    columns: dict[str, list[np.ndarray]] = {}
     for start in range(0, len(table), batch_size):
         stop()
         rows = np.arange(start, min(start + batch_size, len(table)))
@@ -64,36 +82,59 @@ def compute(
             batch = table.batch(rows)
             prefix = policy.forward_observation(batch)
             own = policy.score(batch, prefix)
-            other = batch.with_actions(*table.action_tensors(pairs[rows]))
-            mismatched = policy.score(other, prefix)
-        values = (own.logps, own.mask, mismatched.logps, mismatched.mask)
-        for column, value in zip(columns, values, strict=True):
-            column.append(value.cpu().numpy())
-    logps, mask, kl_logps, kl_mask = (np.concatenate(column) for column in columns)
-    return Reference(logps, mask, pairs, kl_logps, kl_mask, key_of(policy, table, seed))
+            values = {"logps": own.logps, "mask": own.mask}
+            if second is not None:
+                actions, action_mask = second_of(rows, batch)
+                other = policy.score(batch.with_actions(actions, action_mask), prefix)
+                values |= {"second_actions": actions, "second_action_mask": action_mask}
+                values |= {"second_logps": other.logps, "second_mask": other.mask}
+        for name, value in values.items():
+            columns.setdefault(name, []).append(value.cpu().numpy())
+    joined = {name: np.concatenate(column) for name, column in columns.items()}
+    return Reference(key=key_of(policy, table, second), **joined)
 
 
-def key_of(policy, table: StepTable, seed: int) -> str:
-    """Hash of the reference policy's version, the table's content and the seed of the partners."""
-    content = f"{policy.family} {policy.version} {table.fingerprint()} {seed}"
+def _second_actions(policy, table: StepTable, second: Second | None):
+    """Function of (rows, their batch) that gives (B, T, D) second actions and their (B, T) mask."""
+    if second is None:
+        return None
+    if second.kind == "mismatched":
+        pairs = partners(table.episode, second.seed)
+        return lambda rows, batch: table.action_tensors(pairs[rows])
+    import torch
+
+    noise = np.random.default_rng([second.seed, 0xD90]).standard_normal(table.actions.shape)
+    noise = torch.from_numpy((second.sigma * noise).astype(np.float32))
+
+    def perturbed(rows, batch):
+        predicted = policy.predict(batch, generate=True, noise=noise[rows]).cpu()
+        return predicted * batch.action_mask[..., None], batch.action_mask
+
+    return perturbed
+
+
+def key_of(policy, table: StepTable, second: Second | None) -> str:
+    """Hash of the reference policy's version, the table's content and the second actions."""
+    content = f"{policy.family} {policy.version} {table.fingerprint()} {second}"
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
-def cached(policy, table: StepTable, seed: int, folder=None, **options) -> Reference:
+def cached(policy, table: StepTable, second: Second | None, folder=None, **options) -> Reference:
     """``compute``, kept in ``folder`` under its key for other runs; not kept without a folder.
 
     A policy that is no saved checkpoint has no version and is never looked up.
     """
     if folder is None or not policy.version:
-        return compute(policy, table, seed, **options)
-    key = key_of(policy, table, seed)
+        return compute(policy, table, second, **options)
+    key = key_of(policy, table, second)
     path = Path(folder) / f"reference-{key}.npz"
     if path.is_file():
         with np.load(path) as stored:
             return Reference(**{name: stored[name] for name in stored.files}, key=key)
-    reference = compute(policy, table, seed, **options)
+    reference = compute(policy, table, second, **options)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.writing.npz")
-    np.savez(temporary, **{k: v for k, v in vars(reference).items() if k != "key"})
+    arrays = {k: v for k, v in vars(reference).items() if isinstance(v, np.ndarray)}
+    np.savez(temporary, **arrays)
     temporary.rename(path)
     return reference

@@ -263,10 +263,9 @@ def _update(method: str, policy, table, settings, reference_cache, hooks):
     objective = OBJECTIVES[methods.method(method).objective]
     inputs = [policy, table, settings]
     if objective.needs_reference:
+        second = objective.second(settings)
         inputs.append(
-            reference.cached(
-                policy, table, settings["seed"], reference_cache, stop=hooks.stop_if_cancelled
-            )
+            reference.cached(policy, table, second, reference_cache, stop=hooks.stop_if_cancelled)
         )
     if settings["parameters"] == "lora":
         lora.add_lora(policy, settings["lora_rank"], settings["lora_alpha"], settings["seed"])

@@ -12,7 +12,7 @@ import torch
 from hapo_ros.learning import objectives
 from hapo_ros.learning.augment import augment
 from hapo_ros.learning.data import GROUPS, StepTable
-from hapo_ros.learning.reference import Reference
+from hapo_ros.learning.reference import Reference, Second
 
 
 def split(rows, size: int) -> list[np.ndarray]:
@@ -65,6 +65,10 @@ class Preference:
 
     needs_reference = True
 
+    @staticmethod
+    def second(settings: dict) -> Second | None:
+        """The second action that this objective wants the reference to have."""
+
     def __init__(self, policy, table: StepTable, settings: dict, reference: Reference):
         self.policy, self.table, self.settings = policy, table, settings
         self.reference = reference
@@ -109,9 +113,20 @@ class Preference:
     def _reference(self, name: str, rows):
         return torch.from_numpy(getattr(self.reference, name)[rows]).to(self.device)
 
+    def _score_second(self, batch, prefix, rows):
+        """Scores of the rows' second actions, on the observation's prefix, with their own tokens
+        as the teacher-forced ones (method.md 1.2)."""
+        actions = (self.reference.second_actions, self.reference.second_action_mask)
+        other = batch.with_actions(*(torch.from_numpy(array[rows]) for array in actions))
+        return self.policy.score(other, prefix)
+
 
 class Kto(Preference):
     """Desirable and undesirable samples against a baseline z0: method.md 1.2, eqs. (1)-(3)."""
+
+    @staticmethod
+    def second(settings: dict) -> Second | None:
+        return None if settings["no_z0"] else Second("mismatched", settings["seed"])
 
     def __init__(self, policy, table: StepTable, settings: dict, reference: Reference):
         super().__init__(policy, table, settings, reference)
@@ -157,21 +172,12 @@ class Kto(Preference):
 
     @torch.no_grad()
     def _own_totals(self, rows, scored, batch, prefix):
-        """What the rows add to the sums over the effective batch: of z0 (2,), and of l1 twice (2,).
-
-        The mismatched actions are scored on the same prefix, with their own tokens as the
-        teacher-forced ones (method.md 1.2).
-        """
+        """What the rows add to the effective batch's sums: of z0 and, twice, of l1, (2,) each."""
         kl = torch.zeros(2, device=self.device)
         if not self.settings["no_z0"]:
-            partners = self.reference.partners[rows]
-            other = batch.with_actions(*self.table.action_tensors(partners))
-            mismatched = self.policy.score(other, prefix)
-            kl = torch.stack(
-                objectives.mismatched_kl(
-                    mismatched.logps, self._reference("kl_logps", rows), mismatched.mask
-                )
-            )
+            other = self._score_second(batch, prefix, rows)
+            reference = self._reference("second_logps", rows)
+            kl = torch.stack(objectives.mismatched_kl(other.logps, reference, other.mask))
         return kl, *objectives.l1_totals(scored.l1, self._desirable(rows), scored.decodable)
 
     def _weights(self, scored, desirable, l1_sum, l1_count):
@@ -201,4 +207,29 @@ class Hapo(Kto):
         )
 
 
-OBJECTIVES = {"cloning": Cloning, "sirius": Sirius, "kto": Kto, "hapo": Hapo}
+class Dpo(Preference):
+    """What was recorded rather than what the policy would have done, disturbed: method.md 1.6."""
+
+    @staticmethod
+    def second(settings: dict) -> Second:
+        return Second("perturbed", settings["seed"], settings["sigma"])
+
+    def _loss(self, rows, totals):
+        batch = self.table.batch(rows)
+        prefix = self.policy.forward_observation(batch)
+        chosen = self.policy.score(batch, prefix)
+        rejected = self._score_second(batch, prefix, rows)
+        loss, metrics = objectives.dpo_loss(
+            chosen.logps,
+            rejected.logps,
+            self._reference("logps", rows),
+            self._reference("second_logps", rows),
+            beta=self.settings["beta"],
+            chosen_mask=chosen.mask,
+            rejected_mask=rejected.mask,
+            undesirable_floor=self.settings["undesirable_floor"],
+        )
+        return loss, metrics, chosen.mean_nll()
+
+
+OBJECTIVES = {"cloning": Cloning, "sirius": Sirius, "kto": Kto, "hapo": Hapo, "dpo": Dpo}

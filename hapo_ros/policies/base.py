@@ -132,8 +132,13 @@ class Policy(Protocol):
     def log_prob(self, batch: Batch) -> "tuple[torch.Tensor, torch.Tensor]":
         """(B, N) token log-probabilities, (B, N) bool mask."""
 
-    def predict(self, batch: Batch, generate: bool = False) -> "torch.Tensor":
-        """(B, T, D) most probable actions: teacher-forced, or one token after the other."""
+    def predict(
+        self, batch: Batch, generate: bool = False, noise: "torch.Tensor | None" = None
+    ) -> "torch.Tensor":
+        """(B, T, D) most probable actions: teacher-forced, or one token after the other.
+
+        noise: (B, T, D) added to them, in normalised units (1 is half an action's range).
+        """
 
     def bc_loss(self, batch: Batch) -> "torch.Tensor":
         """(B,) mean negative log-likelihood of the valid tokens."""

@@ -201,11 +201,11 @@ class TinyVla:
         return scored.logps, scored.mask
 
     @torch.no_grad()
-    def predict(self, batch: Batch, generate: bool = False):
+    def predict(self, batch: Batch, generate: bool = False, noise=None):
         prefix = self.forward_observation(batch)
         if generate:
-            return self._decode(self._generate(prefix, len(batch))[0])
-        return self._decode(self._teacher_forced(prefix, self._tokens(batch)[0]).argmax(-1))
+            return self._decode(self._generate(prefix, len(batch))[0], noise)
+        return self._decode(self._teacher_forced(prefix, self._tokens(batch)[0]).argmax(-1), noise)
 
     def bc_loss(self, batch: Batch):
         return self.score(batch).mean_nll()
@@ -239,10 +239,12 @@ class TinyVla:
         low, high = self._constants["action_low"], self._constants["action_high"]
         return 2.0 * (actions - low) / (high - low) - 1.0
 
-    def _decode(self, tokens):
-        """(B, N) tokens -> (B, T, D) actions in the action space."""
+    def _decode(self, tokens, noise=None):
+        """(B, N) tokens -> (B, T, D) actions in the action space; noise: see ``predict``."""
         low, high = self._constants["action_low"], self._constants["action_high"]
         values = self.bins.decode(tokens).unflatten(1, (self.horizon, -1))
+        if noise is not None:
+            values = values + noise.to(values)
         return low + (values + 1.0) / 2.0 * (high - low)
 
     # Saving
