@@ -57,6 +57,32 @@ def demonstration(live) -> np.ndarray:
     return np.where(live == HUMAN, POLICY, live)
 
 
+def takeover_windows(labels, k: int = DEFAULT_K) -> np.ndarray:
+    """(T,) int64: number of the takeover, from 0, whose two segments a step is in; -1: of none.
+
+    The segments of a takeover are its first K human steps and, of the K steps before it, those
+    that are UNDESIRABLE (method.md 1.6, tpo). labels: (T,) of one deployment episode, relabelled
+    with this K, no step filtered out. A hold inside a human segment does not split it and counts
+    towards K before a takeover, as in :func:`relabel`; no segment reaches past an earlier human
+    step or the next takeover.
+    """
+    c = np.asarray(labels)
+    number = np.full(len(c), -1, np.int64)
+    acted = np.flatnonzero(c != NONE)
+    human = c[acted] == HUMAN
+    onsets = acted[human & np.r_[True, ~human[:-1]][: len(human)]]
+    for i, onset in enumerate(onsets):
+        humans = np.flatnonzero(c[onset:] == HUMAN)[: int(k)] + onset
+        if i + 1 < len(onsets):
+            humans = humans[humans < onsets[i + 1]]
+        number[humans] = i
+        earlier = np.flatnonzero(c[:onset] == HUMAN)
+        start = max(onset - int(k), earlier[-1] + 1 if earlier.size else 0)
+        before = np.arange(start, onset)
+        number[before[c[before] == UNDESIRABLE]] = i
+    return number
+
+
 def takeovers(live) -> int:
     """Number of human segments in (T,) live labels; a hold inside one does not split it."""
     live = _live(live)

@@ -236,3 +236,48 @@ def test_a_k_that_is_no_whole_number_of_steps_is_refused(k):
 @pytest.mark.parametrize("kind", [int, np.int64, np.uint64, np.uint8])
 def test_k_may_be_any_kind_of_integer(kind):
     assert text(relabel(steps("ppph"), kind(2))) == "puuh"
+
+
+def windows(live: str, k: int) -> str:
+    """Number of the takeover of each step; "." for none."""
+    numbers = labels.takeover_windows(relabel(steps(live), k), k)
+    return "".join("." if n < 0 else str(n) for n in numbers)
+
+
+@pytest.mark.parametrize(
+    ("what", "live", "k", "expected"),
+    [
+        ("K steps before and the first K after", "pppphhhhpp", 2, "..0000...."),
+        ("a short correction as far as it goes", "pppphpppp", 3, ".0000...."),
+        ("a takeover early in the episode", "phhhh", 3, "0000."),
+        ("two takeovers", "ppphpppphh", 2, ".000..1111"),
+        ("two takeovers closer than K", "ppphpphh", 5, "00001111"),
+        ("a hold inside a correction splits nothing", "pph-hh", 3, "000.00"),
+        ("a hold before it counts towards K", "pppp--h", 3, "...0..0"),
+        ("a takeover without a step before it", "hhpp", 3, "00.."),
+        ("no takeover", "pppp", 3, "...."),
+        ("K = 0", "pphh", 0, "...."),
+        ("an empty episode", "", 3, ""),
+    ],
+)
+def test_the_segments_of_a_takeover_are(what, live, k, expected):
+    assert windows(live, k) == expected
+
+
+@given(ANY_EPISODE, ANY_K)
+def test_the_segments_of_takeovers_are_of_them_alone(live, k):
+    c = relabel(np.array(live, int), k)
+    number = labels.takeover_windows(c, k)
+    assert number.shape == c.shape and number.max(initial=-1) < labels.takeovers(live)
+    assert set(c[number >= 0]) <= {UNDESIRABLE, HUMAN}
+    assert (number[c == UNDESIRABLE] >= 0).all()  # every step to be avoided is one takeover's
+    assert list(number[number >= 0]) == sorted(number[number >= 0])
+    for n in set(number[number >= 0]):
+        own = np.flatnonzero(number == n)
+        human, before = own[c[own] == HUMAN], own[c[own] == UNDESIRABLE]
+        assert len(human) <= k and len(before) <= k
+        assert not before.size or before[-1] < human[0]
+        assert before.size == 0 or human[0] - before[0] <= k
+        between = c[(before[0] if before.size else human[0]) : human[-1] + 1]
+        assert POLICY not in between
+        assert HUMAN not in c[before[0] : human[0]] if before.size else True

@@ -110,6 +110,36 @@ def test_only_the_groups_asked_for_are_kept_and_the_others_counted():
     assert len(interaction) == 4 and interaction.counts["not_asked_for"] == 3
 
 
+def test_takeovers_are_pairs_of_segments_within_their_episode():
+    """Steps that no group asked for are left out, and nothing moves: K counts recorded steps."""
+    episodes = [
+        episode("demo", [P] * 3, "demonstration"),
+        episode("a", [P, P, P, H, H, H, P, P, P, H]),
+        episode("b", [H, P]),
+        episode("c", [P, N, N, H]),
+        episode("d", [P, P, H, P, H]),
+        episode("e", [P, P, H], outcome="failure", unresolved=True),
+    ]
+    for groups in (("takeover",), ("expert", "human", "undesirable", "policy")):
+        table = build(episodes, groups=groups, k=2)
+        said = [
+            tuple(
+                (table.episodes[table.episode[s[0]]]["episode_id"], *table.sequence[s])
+                for s in pair
+            )
+            for pair in table.pairs.values()
+        ]
+        assert said == [
+            (("a", 3, 4), ("a", 1, 2)),
+            (("a", 9), ("a", 7, 8)),
+            (("d", 2), ("d", 0, 1)),
+            (("d", 4), ("d", 3)),
+        ]
+        assert rows_of(table, "takeover") == [("a", 3), ("a", 9), ("d", 2), ("d", 4)]
+        assert table.unpaired == 3  # of b, c and e
+    assert set(build(episodes, groups=["takeover"]).labels) == {labels.HUMAN, labels.UNDESIRABLE}
+
+
 def test_the_correction_that_never_resolved_is_counted_and_not_learned_from():
     live = [P, P, H, H, P, P, P, H, N, H, H]
     bad = episode("run", live, outcome="failure", unresolved=True)

@@ -62,6 +62,20 @@ def test_dpo_is_of_demonstrations_and_corrections_alone():
             resolve("dpo", {setting: True})
 
 
+def test_tpo_is_of_takeovers_and_leaves_no_choice_in_it():
+    settings = resolve("tpo")
+    assert settings["fractions"] == {"takeover": 1.0} and settings["beta"] == 0.1
+    for setting in ("fractions", "no_balanced_sampling", "no_z0", "no_gripper_rule", "sigma"):
+        with pytest.raises(ValueError, match=f"tpo has no setting '{setting}'"):
+            resolve("tpo", {setting: True})
+
+
+def test_every_preference_method_can_have_an_anchor():
+    for name in ("dpo", "tpo", "kto", "hapo"):
+        settings = resolve(name)
+        assert settings["bc_weight"] == 0.0 and settings["undesirable_floor"] is None
+
+
 def test_kto_is_hapo_without_the_settings_of_its_weights():
     weights = {"beta_d", "beta_u", "scope", "scale", "l1_prediction", "no_reweighting"}
     kto, hapo = resolve("kto"), resolve("hapo")
@@ -95,7 +109,7 @@ def test_the_optimize_action_names_the_methods():
 def test_unknown_names_are_answered_with_the_valid_ones():
     with pytest.raises(
         ValueError,
-        match=r"no method 'ppo'.*bc_continue, dagger, sirius, dpo, kto, hapo, hapo_anchored",
+        match=r"no method 'ppo'.*bc_continue, dagger, sirius, dpo, tpo, kto, hapo, hapo_anchored",
     ):
         method("ppo")
     with pytest.raises(ValueError, match=r"no setting 'learning_rate'.*lr, max_grad_norm"):

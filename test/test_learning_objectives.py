@@ -16,6 +16,7 @@ from hapo_ros.learning.objectives import (
     merge_metrics,
     mismatched_kl,
     sirius_weights,
+    tpo_loss,
 )
 
 DESIRABLE = torch.tensor([True, False, True, False, True, True])
@@ -323,6 +324,84 @@ def test_kto_is_least_where_only_the_desirable_arm_is_left_with_weights_or_witho
             )[0]
         )
         assert logps[0].exp().item() > 0.99
+
+
+def segments(seed=3):
+    """4 pairs of segments of up to 3 and 2 steps: log-probabilities as of ``pairs``, and masks."""
+    generator = torch.Generator().manual_seed(seed)
+    logps = [
+        -3 * torch.rand(4, steps, 3, generator=generator, dtype=torch.float64)
+        for steps in (3, 2, 3, 2)
+    ]
+    lengths = torch.tensor([3, 1, 2, 3]), torch.tensor([2, 2, 1, 1])
+    masks = [
+        (torch.arange(steps) < n[:, None])[..., None].expand(4, steps, 3)
+        for n, steps in zip(lengths, (3, 2), strict=True)
+    ]
+    return logps, {"chosen_mask": masks[0], "rejected_mask": masks[1]}
+
+
+def test_tpo_loss_computed_by_hand_is_of_sums_over_segments_whatever_their_lengths():
+    logps, masks = segments()
+    chosen, rejected, ref_chosen, ref_rejected = (x.numpy() for x in logps)
+    expected, good, bad = [], [], []
+    for i, (n, m) in enumerate(zip((3, 1, 2, 3), (2, 2, 1, 1), strict=True)):
+        r_chosen = (chosen[i, :n] - ref_chosen[i, :n]).sum()
+        r_rejected = (rejected[i, :m] - ref_rejected[i, :m]).sum()
+        expected.append(-np.log(sigmoid(0.4 * (r_chosen - r_rejected))))
+        good.append(r_chosen / n)
+        bad.append(r_rejected / m)
+    loss, metrics = tpo_loss(*logps, beta=0.4, **masks)
+    assert loss.item() == pytest.approx(np.mean(expected), rel=1e-12)
+    assert metrics["reward_desirable"].item() == pytest.approx(np.mean(good))  # of a step
+    assert metrics["reward_undesirable"].item() == pytest.approx(np.mean(bad))
+
+
+def test_tpo_gradient_is_that_of_the_loss_and_none_where_there_is_no_step():
+    (chosen, rejected, *ref), masks = segments()
+    for x in (chosen, ref[0]):
+        x[~masks["chosen_mask"]] = float("nan")
+    chosen.requires_grad_(), rejected.requires_grad_()
+    tpo_loss(chosen, rejected, *ref, **masks)[0].backward()
+    assert (chosen.grad[masks["chosen_mask"]] < 0).all()
+    assert (chosen.grad[~masks["chosen_mask"]] == 0).all()
+    assert (rejected.grad[masks["rejected_mask"]] > 0).all()
+    (chosen, rejected, *ref), masks = segments()
+    chosen.requires_grad_(), rejected.requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda *logps: tpo_loss(*logps, *ref, beta=0.7, **masks)[0], (chosen, rejected)
+    )
+
+
+def test_tpo_of_segments_of_one_step_is_dpo():
+    logps = pairs()
+    tpo, dpo = tpo_loss(*(x[:, None] for x in logps)), dpo_loss(*logps)
+    assert tpo[0].item() == dpo[0].item() and tpo[1] == dpo[1]
+
+
+def test_the_floor_of_tpo_is_each_steps():
+    (chosen, rejected, *ref), masks = segments()
+    rejected[0, 0] -= 10.0
+    rejected.requires_grad_()
+    tpo_loss(chosen, rejected, *ref, undesirable_floor=-5.0, **masks)[0].backward()
+    assert (rejected.grad[0, 0] == 0).all() and (rejected.grad[0, 1] > 0).all()
+
+
+def test_tpo_is_least_where_the_sums_differ_by_how_often_one_is_preferred():
+    """3 steps of arm 0 are preferred to 2 steps of arm 1 in 8 of 10 pairs."""
+
+    def loss(logps):
+        log_ratios = []
+        for arm, steps in ((0, 3), (1, 2)):
+            log_ratios += [(logps - REF)[arm].expand(1, steps, 1)]
+        chosen, rejected = log_ratios
+        zeros = [torch.zeros_like(x) for x in log_ratios]
+        right = tpo_loss(chosen, rejected, *zeros, beta=0.5)[0]
+        wrong = tpo_loss(rejected, chosen, *zeros[::-1], beta=0.5)[0]
+        return 0.8 * right + 0.2 * wrong
+
+    reward = minimum(loss) - REF
+    assert (3 * reward[0] - 2 * reward[1]).item() == pytest.approx(np.log(4) / 0.5, rel=1e-3)
 
 
 def test_metrics_of_pairs_in_micro_batches_join_to_those_of_the_batch():

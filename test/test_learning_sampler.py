@@ -84,8 +84,10 @@ def test_a_missing_group_is_an_error_that_says_what_to_record():
     groups = {**GROUPS, "human": []}
     with pytest.raises(ValueError, match=r"no step for human \(25% .* operator takes over"):
         BalancedSampler(groups, 8, PAPER, 0)
-    with pytest.raises(ValueError, match="no step for human and undesirable"):
+    with pytest.raises(ValueError, match=r"no step for human and undesirable.*allow_missing_group"):
         BalancedSampler({"expert": [1]}, 8, PAPER, 0)
+    with pytest.raises(ValueError, match=r"no step for takeover.*resolves the task\.$"):
+        BalancedSampler({"takeover": []}, 8, {"takeover": 1.0}, 0)
 
 
 def test_a_missing_groups_share_goes_to_the_others_and_is_said():

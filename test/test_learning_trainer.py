@@ -138,10 +138,11 @@ def test_8_samples_at_once_are_8_micro_batches_of_1(base, table, method, options
     def update(size):
         return update_of(method, base, table, micro_batch=size, **options)
 
-    whole, whole_gradient = gradients(update(8), ROWS)
+    rows = list(table.groups["takeover"])[:5] if method == "tpo" else ROWS
+    whole, whole_gradient = gradients(update(8), rows)
     assert whole.get("z0", 1.0) > 0.01 and whole_gradient.norm() > 1e-3
     for size in (1, 3):
-        split, gradient = gradients(update(size), ROWS)
+        split, gradient = gradients(update(size), rows)
         torch.testing.assert_close(gradient, whole_gradient, rtol=1e-3, atol=1e-6)
         for key in whole:
             assert split[key] == pytest.approx(whole[key], rel=1e-3, abs=1e-6, nan_ok=True), key
@@ -279,6 +280,24 @@ def test_what_dpo_rejects_is_masked_where_the_recorded_chunk_is(base, table):
     np.testing.assert_array_equal(kept.second_mask, kept.mask)
 
 
+def test_the_segments_of_tpo_count_as_they_are_and_not_as_they_are_padded(base):
+    table = build(episodes(), k=4)
+    update = update_of("tpo", base, table, beta=0.3)
+    rows = table.groups["takeover"][:2]
+    pairs = [table.pairs[row] for row in rows]
+    # A correction of 2 steps beside one of 4.
+    table.pairs[rows[0]] = pairs[0] = (pairs[0][0][:2], pairs[0][1])
+    metrics, _ = gradients(update, rows)
+    with torch.no_grad():
+        logps = update.policy.log_prob(table.batch(np.arange(len(table))))[0].numpy()
+    r = (logps - update.reference.logps).sum(1)  # every token, gripper included
+    margins = np.array([r[human].sum() - r[before].sum() for human, before in pairs])
+    assert metrics["loss"] == pytest.approx(np.log(1 + np.exp(-0.3 * margins)).mean(), rel=1e-4)
+    assert metrics["reward_desirable"] == pytest.approx(
+        np.mean([r[human].mean() for human, _ in pairs]), rel=1e-3
+    )
+
+
 def test_without_z0_one_episode_is_enough_to_learn_from(base, tmp_path):
     one = build(episodes()[1:2], k=4)
     settings = {"k": 4, "steps": 1, "batch_size": 8, "allow_missing_group": True}
@@ -398,7 +417,7 @@ def change(base, table, output, method, **settings):
     return {name: after[name] - before[name] for name in after}, trained
 
 
-@pytest.mark.parametrize("method", ["kto", "hapo", "hapo_anchored"])
+@pytest.mark.parametrize("method", ["tpo", "kto", "hapo", "hapo_anchored"])
 def test_what_failed_becomes_less_likely_and_the_correction_more(base, table, tmp_path, method):
     changed, trained = change(base, table, tmp_path / "new", method, lr=3e-4)
     assert changed["undesirable"] < -0.3 and changed["human"] > 0.3
@@ -618,6 +637,21 @@ def test_a_missing_group_can_be_allowed_and_unbalanced_sampling_asked_for(base, 
         table, base.checkpoint, "hapo", {**settings, "no_balanced_sampling": True}, tmp_path / "b"
     )
     assert checkpoint.read_provenance(trained.checkpoint)["batch_composition"] == {"all": 8}
+
+
+def test_takeovers_that_are_no_pairs_are_said(base, tmp_path):
+    def run(name, live):
+        zeros = np.zeros((len(live), 3))
+        return episode(name, "deployment", live, zeros, zeros[:, :2])
+
+    steps = build([run("a", [1, 1, 2, 2]), run("b", [2, 2, 1]), run("c", [1, 2])], k=4)
+    settings = {"k": 4, "steps": 1, "batch_size": 2}
+    trained = trainer.optimize(steps, base.checkpoint, "tpo", settings, tmp_path / "new")
+    assert trained.notes == [
+        "Not used: 1 of 3 takeovers, for want of a correction or of a step of the policy before it."
+    ]
+    provenance = checkpoint.read_provenance(trained.checkpoint)
+    assert provenance["batch_composition"] == {"takeover": 2}
 
 
 def test_bags_are_opened_read_for_what_the_policy_sees_and_skipped_ones_said(

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from hapo_ros.policies.base import Batch, proprioception
 
 GROUPS = ("expert", "human", "undesirable", "policy")
 UNIONS = {"interaction": ("human", "undesirable", "policy"), "all": GROUPS}  # groups of groups
+TAKEOVER = "takeover"  # the group of the first human steps of takeovers that are pairs of segments
+STEPS_OF = UNIONS | {TAKEOVER: ("human", "undesirable")}  # steps that a group is made from
 LEFT_OUT = ("none", "unresolved", "not_asked_for", "episodes_left_out")  # steps, but for the last
 
 
@@ -41,8 +44,9 @@ class StepTable:
     None. actions: (N, T, D) float32, action_mask: (N, T) bool. labels: (N,) c_t. sequence: (N,)
     step number in its episode. episode: (N,) index into ``episodes``, which holds for each used
     episode its id, bag and review hash, source, outcome, task and instruction. groups: name ->
-    row numbers, of GROUPS and UNIONS. counts: steps kept and left out, by reason. skipped: a
-    sentence for every bag that was given and is not used.
+    row numbers, of GROUPS, UNIONS and TAKEOVER. takeover: (N,) as ``labels.takeover_windows``.
+    counts: steps kept and left out, by reason. skipped: a sentence for every bag that was given and
+    is not used.
     """
 
     images: dict[str, np.ndarray]
@@ -52,6 +56,7 @@ class StepTable:
     action_mask: np.ndarray
     labels: np.ndarray
     sequence: np.ndarray
+    takeover: np.ndarray
     episode: np.ndarray
     episodes: list[dict]
     action_names: tuple[str, ...]
@@ -76,7 +81,30 @@ class StepTable:
             name: np.sort(np.concatenate([groups[part] for part in parts]))
             for name, parts in UNIONS.items()
         }
-        return groups | unions
+        return groups | unions | {TAKEOVER: np.array(sorted(self.pairs), np.int64)}
+
+    @cached_property
+    def pairs(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """First human row of a takeover -> rows of its human segment, and of the one before it.
+
+        Takeovers of which the table has one side only are left out.
+        """
+        rows = np.flatnonzero(self.takeover >= 0)
+        pair = np.stack([self.episode[rows], self.takeover[rows]])
+        ends = np.flatnonzero((np.diff(pair) != 0).any(0)) + 1
+        pairs = {}
+        for part in np.split(rows, ends):
+            human = part[self.labels[part] == labels.HUMAN]
+            before = part[self.labels[part] == labels.UNDESIRABLE]
+            if human.size and before.size:
+                pairs[int(human[0])] = (human, before)
+        return pairs
+
+    @property
+    def unpaired(self) -> int:
+        """Number of takeovers that are in no pair, as the table has one of their sides only."""
+        takeovers = {pair for pair in zip(self.episode, self.takeover, strict=True) if pair[1] >= 0}
+        return len(takeovers) - len(self.pairs)
 
     @property
     def desirable(self) -> np.ndarray:
@@ -194,8 +222,8 @@ def build(
 ) -> StepTable:
     """The table of some episodes.
 
-    k: the K their labels were made with, for the record. groups: kept, of GROUPS and UNIONS; others
-    are only counted.
+    k: the K their labels were made with. groups: whose steps are kept, of GROUPS, UNIONS and
+    TAKEOVER; others are only counted.
     cameras: names to keep, all by default. object_state: whether to keep it where recorded.
     drop_unresolved: the last correction of an episode that ended ``unresolved`` is counted and not
     learned from: one that never resolves teaches what does not work (tasks.md). The steps before it
@@ -252,7 +280,7 @@ class _Builder:
 
     def __init__(self, k, horizon, groups, cameras, object_state, drop_unresolved):
         self.k, self.horizon = k, horizon
-        self.groups = {part for name in groups for part in UNIONS.get(name, (name,))}
+        self.groups = {part for name in groups for part in STEPS_OF.get(name, (name,))}
         self.cameras, self.object_state = cameras, object_state
         self.drop_unresolved = drop_unresolved
         self.counts = dict.fromkeys((*GROUPS, *LEFT_OUT), 0)
@@ -305,6 +333,7 @@ class _Builder:
         # a demonstration's expert is one controller, whatever device moved the arm
         controller = np.array([s.label if demonstration else s.live for s in steps])
         actions, mask = chunks([s.action for s in steps], controller, sequence, self.horizon)
+        takeover = labels.takeover_windows([step.label for step in steps], self.k)
         seen = [steps[row].observation for row in rows]
         columns = {
             "proprio": np.stack([proprioception(o) for o in seen]),
@@ -312,6 +341,7 @@ class _Builder:
             "action_mask": mask[rows],
             "labels": np.array([steps[row].label for row in rows], np.int8),
             "sequence": sequence[rows].astype(np.int32),
+            "takeover": takeover[rows].astype(np.int32),
             "episode": np.full(len(rows), len(self.episodes), np.int32),
         }
         if self.form["object_state"]:

@@ -8,7 +8,7 @@ in ``updates.py``.
 import math
 from dataclasses import dataclass, field
 
-from hapo_ros.learning.data import GROUPS, UNIONS
+from hapo_ros.learning.data import GROUPS, TAKEOVER, UNIONS
 
 EXPERT_ONLY = {"expert": 1.0}
 PAPER_FRACTIONS = {"expert": 0.5, "human": 0.25, "undesirable": 0.25}
@@ -63,7 +63,7 @@ class Setting:
 
 COMMON = {
     "steps": Setting(1000, int, "Optimizer steps.", low=1),
-    "batch_size": Setting(32, int, "Samples of an effective batch.", low=1),
+    "batch_size": Setting(32, int, "Samples of an effective batch; of tpo takeovers.", low=1),
     "micro_batch": Setting(None, int, "Samples of one pass; none: all.", low=1, none=True),
     "lr": Setting(5e-5, float, "Highest learning rate.", low=0, above=True),
     "warmup": Setting(10, int, "Steps to the highest learning rate; cosine after.", low=0),
@@ -184,6 +184,14 @@ METHODS = {
             {"expert": 0.5, "human": 0.5},
         ),
         Method(
+            "tpo",
+            "tpo",
+            "Preference optimization of segments: the correction rather than what came before it.",
+            COMMON | PREFERENCE,
+            {TAKEOVER: 1.0},
+            {"batch_size": 8},
+        ),
+        Method(
             "kto",
             "kto",
             "hapo without its weights: every sample counts alike.",
@@ -233,12 +241,14 @@ def resolve(name: str, overrides: dict | None = None) -> dict:
         )
     given = {key: s.default for key, s in chosen.settings.items()} | chosen.defaults | overrides
     settings = {key: chosen.settings[key].checked(key, value) for key, value in given.items()}
-    settings["fractions"] = _fractions(settings.get("fractions") or chosen.fractions)
+    settings["fractions"] = _fractions(settings.get("fractions")) or chosen.fractions
     settings["micro_batch"] = settings["micro_batch"] or settings["batch_size"]
     return settings
 
 
-def _fractions(fractions: dict) -> dict[str, float]:
+def _fractions(fractions: dict | None) -> dict[str, float] | None:
+    if not fractions:
+        return None
     share = Setting(0.0, float, "Share of a group.", low=0, high=1)
     known = (*GROUPS, *UNIONS)
     unknown = sorted(set(fractions) - set(known))

@@ -11,6 +11,8 @@ RECORD = {
     "undesirable": "Record deployment episodes in which the policy acts and the operator then takes"
     " over; the K steps before a takeover are these.",
     "policy": "Record deployment episodes in which the policy acts.",
+    "takeover": "Record deployment episodes in which the policy acts and the operator then takes"
+    " over and resolves the task.",
     "interaction": "Record deployment episodes in which the operator takes over where needed.",
     "all": "Record demonstrations, and deployment episodes in which the operator takes over.",
 }
@@ -71,10 +73,11 @@ class BalancedSampler:
             return wanted
         share = sum(wanted[name] for name in missing)
         if len(missing) == len(wanted) or not allow_missing:
+            others = "" if len(missing) == len(wanted) else " Or set allow_missing_group, to give"
             raise ValueError(
                 f"There is no step for {' and '.join(missing)} ({share:.0%} of every batch), so "
-                f"nothing was trained. {' '.join(RECORD.get(name, '') for name in missing)} "
-                "Or set allow_missing_group, to give the share to the others."
+                f"nothing was trained. {' '.join(RECORD.get(name, '') for name in missing)}"
+                f"{others and others + ' the share to the others.'}"
             )
         kept = {name: f / (1 - share) for name, f in wanted.items() if name not in missing}
         parts = ", ".join(f"{name} {f:.1%}" for name, f in kept.items())

@@ -279,13 +279,20 @@ def _sampler(table: StepTable, settings: dict) -> BalancedSampler:
     if settings.get("no_balanced_sampling"):
         groups = {"all": np.concatenate([groups[name] for name in fractions])}
         fractions = {"all": 1.0}
-    return BalancedSampler(
+    sampler = BalancedSampler(
         groups,
         settings["batch_size"],
         fractions,
         settings["seed"],
         allow_missing=settings.get("allow_missing_group", False),
     )
+    if data.TAKEOVER in sampler.counts and table.unpaired:
+        takeovers = len(table.pairs) + table.unpaired
+        sampler.notes.append(
+            f"Not used: {table.unpaired} of {takeovers} takeovers, for want of a correction or of "
+            "a step of the policy before it."
+        )
+    return sampler
 
 
 def _table(source, settings: dict, groups, options: dict) -> StepTable:

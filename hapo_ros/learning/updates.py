@@ -232,4 +232,46 @@ class Dpo(Preference):
         return loss, metrics, chosen.mean_nll()
 
 
-OBJECTIVES = {"cloning": Cloning, "sirius": Sirius, "kto": Kto, "hapo": Hapo, "dpo": Dpo}
+class Tpo(Preference):
+    """Corrections rather than what came before them, in whole segments: method.md 1.6.
+
+    A row stands for the takeover whose first human step it is.
+    """
+
+    def _loss(self, rows, totals):
+        steps, there = self._segments(rows)
+        scored = self.policy.score(self.table.batch(steps.flatten()))
+        logps = scored.logps.unflatten(0, steps.shape)
+        reference = self._reference("logps", steps)
+        mask = scored.mask.unflatten(0, steps.shape) & there[..., None]
+        loss, metrics = objectives.tpo_loss(
+            *logps,
+            *reference,
+            beta=self.settings["beta"],
+            chosen_mask=mask[0],
+            rejected_mask=mask[1],
+            undesirable_floor=self.settings["undesirable_floor"],
+        )
+        nll = scored.mean_nll().unflatten(0, steps.shape)[0] * there[0]
+        return loss, metrics, nll.sum(1) / there[0].sum(1)
+
+    def _segments(self, rows):
+        """(2, P, L) rows of the segments, human ones first, and a tensor that says which of them
+        are steps: those of a short segment are followed by its first, repeated."""
+        pairs = [self.table.pairs[int(row)] for row in rows]
+        segments = [pair[side] for side in (0, 1) for pair in pairs]
+        longest = max(map(len, segments))
+        steps = np.stack([np.r_[s, np.full(longest - len(s), s[0])] for s in segments])
+        there = np.arange(longest) < np.array([[len(s)] for s in segments])
+        shape = (2, len(rows), longest)
+        return steps.reshape(shape), torch.from_numpy(there.reshape(shape)).to(self.device)
+
+
+OBJECTIVES = {
+    "cloning": Cloning,
+    "sirius": Sirius,
+    "kto": Kto,
+    "hapo": Hapo,
+    "dpo": Dpo,
+    "tpo": Tpo,
+}
