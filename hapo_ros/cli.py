@@ -511,7 +511,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_learning(optimize)
     optimize.add_argument("--base", required=True, help="checkpoint to start from")
-    optimize.add_argument("--method", required=True, help=_method_help())
+    optimize.formatter_class = argparse.RawDescriptionHelpFormatter
+    optimize.description += "\n\nmethods:\n" + _methods_help()
+    optimize.add_argument("--method", required=True, help="one of the above")
     optimize.add_argument(
         "--allow-missing-group",
         action="store_true",
@@ -577,10 +579,10 @@ def _add_learning(command) -> None:
     command.add_argument("--settings", default="{}", help="settings as a JSON object")
 
 
-def _method_help() -> str:
+def _methods_help() -> str:
     from hapo_ros.learning.methods import METHODS
 
-    return " | ".join(name for name in METHODS if name != "bc")
+    return "\n".join(f"  {m.name:15}{m.text}" for m in METHODS.values() if m.name != "bc")
 
 
 def _deploy_help() -> str:

@@ -587,6 +587,16 @@ def test_every_command_explains_itself_with_an_example_that_can_be_given(name, c
     assert _parser().parse_args(words[1:]).command == name
 
 
+def test_the_help_of_optimize_says_what_each_method_does(capsys):
+    from hapo_ros.learning.methods import METHODS
+
+    with pytest.raises(SystemExit):
+        main(["optimize", "--help"])
+    text = capsys.readouterr().out
+    for method in METHODS.values():
+        assert (f"  {method.name:15}{method.text}\n" in text) == (method.name != "bc")
+
+
 def test_the_commands_are_listed_with_the_exit_codes(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
