@@ -4,6 +4,7 @@ import gc
 import itertools
 import json
 import math
+from collections import deque
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,7 @@ from hapo_ros import labels
 from hapo_ros.episodes.types import EpisodeInfo, Observation, Step
 from hapo_ros.learning import methods, reference, trainer
 from hapo_ros.learning.data import Episode, build
+from hapo_ros.learning.runlog import RunLog
 from hapo_ros.learning.updates import OBJECTIVES, Preference
 from hapo_ros.policies import checkpoint, lora
 from hapo_ros.policies.network import Network
@@ -167,7 +169,7 @@ def test_a_kept_reference_is_a_fresh_one(base, table, tmp_path, second):
 
 
 def test_a_kept_reference_trains_to_the_same_checkpoint(base, table, tmp_path):
-    settings = {"k": 4, "steps": 2, "batch_size": 8}
+    settings = {"k": 4, "steps": 1, "batch_size": 8}
     for method in (name for name in methods.METHODS if "bc_weight" in methods.resolve(name)):
         versions = {
             trainer.optimize(
@@ -271,6 +273,22 @@ def test_dpo_rejects_what_the_base_would_have_done_with_noise(base, table):
     np.testing.assert_allclose(noisy.second_logps[ROWS], logps, atol=1e-5)
 
 
+def test_dpo_compares_both_actions_each_on_its_own_tokens_with_the_reference(base, table):
+    update = update_of("dpo", base, table, beta=0.3)
+    rows = ROWS[:4]
+    metrics, _ = gradients(update, rows)
+    kept, batch = update.reference, table.batch(rows)
+    rejected = batch.with_actions(torch.from_numpy(kept.second_actions[rows]), batch.action_mask)
+    with torch.no_grad():  # every token, gripper included
+        r_chosen, r_rejected = (
+            (update.policy.log_prob(actions)[0].numpy() - logps[rows]).sum(1)
+            for actions, logps in ((batch, kept.logps), (rejected, kept.second_logps))
+        )
+    expected = np.log(1 + np.exp(-0.3 * (r_chosen - r_rejected))).mean()
+    assert metrics["loss"] == pytest.approx(expected, rel=1e-4)
+    assert metrics["reward_undesirable"] == pytest.approx(r_rejected.mean(), rel=1e-3)
+
+
 def test_what_dpo_rejects_is_masked_where_the_recorded_chunk_is(base, table):
     chunked = build(episodes(), k=4, horizon=3)
     policy = trainer._new_policy(chunked, methods.resolve("bc", {**SMALL, "horizon": 3}))
@@ -322,15 +340,16 @@ def test_the_learning_rate_warms_up_and_its_cosine_ends_with_the_last_optimizer_
     assert trainer.rate(0, 1, 0) == 1.0
 
 
+@pytest.mark.parametrize("method", ["sirius", "dpo", "tpo", "hapo"])
 def test_accumulation_changes_neither_the_steps_nor_the_rates_nor_the_weights(
-    base, table, tmp_path
+    base, table, tmp_path, method
 ):
     settings = {"k": 4, "steps": 5, "batch_size": 8, "warmup": 2, "parameters": "full"}
     runs = [
         trainer.optimize(
             table,
             base.checkpoint,
-            "hapo",
+            method,
             {**settings, "micro_batch": size},
             tmp_path / f"micro{size}",
         )
@@ -367,7 +386,10 @@ def test_gradients_are_clipped_to_max_grad_norm(base, table, tmp_path, monkeypat
     assert len(norms) == 3 and norms == pytest.approx([0.01] * 3, rel=1e-3)
 
 
-def test_lora_needs_no_second_copy_of_the_base_and_leaves_it_as_it_was(base, table, tmp_path):
+@pytest.mark.parametrize("method", ["dpo", "tpo", "hapo"])
+def test_lora_needs_no_second_copy_of_the_base_and_leaves_it_as_it_was(
+    base, table, tmp_path, method
+):
     def networks():
         return sum(type(thing) is Network for thing in gc.get_objects())
 
@@ -377,7 +399,7 @@ def test_lora_needs_no_second_copy_of_the_base_and_leaves_it_as_it_was(base, tab
     trained = trainer.optimize(
         table,
         base.checkpoint,
-        "hapo",
+        method,
         settings,
         tmp_path / "new",
         progress=lambda _: alive.append(networks()),
@@ -502,6 +524,46 @@ def test_the_anchor_keeps_what_was_shown_where_hapo_as_published_loses_it(base, 
     anchored, _ = change(base, table, tmp_path / "b", "hapo_anchored", lr=3e-3)
     assert published["expert"] < -2.0 and anchored["expert"] > -0.5
     assert published["undesirable"] < -5.0 and -5.0 < anchored["undesirable"] < -0.3
+
+
+@pytest.mark.parametrize(
+    ("method", "limit"), [("hapo", -15.0), ("tpo", -15.0), ("dpo", -15.0), ("kto", -5.0)]
+)
+def test_log_ratios_that_run_away_are_said_once(base, table, tmp_path, monkeypatch, method, limit):
+    assert trainer.RUNAWAY == -15.0
+    monkeypatch.setattr(trainer, "RUNAWAY", limit)
+    settings = {"k": 4, "steps": 20, "batch_size": 8, "parameters": "full", "lr": 3e-2}
+    trained = trainer.optimize(
+        table, base.checkpoint, method, settings | {"warmup": 0}, tmp_path / "new"
+    )
+    lines = [json.loads(line) for line in (trained.run / "metrics.jsonl").open()]
+    step = [line["runaway"] for line in lines].index(1.0) + 1
+    assert [line["runaway"] for line in lines] == [0.0] * (step - 1) + [1.0] * (21 - step)
+    rewards = [line["reward_undesirable"] for line in lines]
+    assert np.mean(rewards[:step]) < limit <= np.mean(rewards[: step - 1])
+    (note,) = trained.notes
+    assert f"(below {limit:.0f}) at step {step}" in note and "undesirable_floor=-5" in note
+    assert (trained.run / "notes.txt").read_text() == f"Step {step}: {note}\n"
+    assert checkpoint.read_provenance(trained.checkpoint)["notes"] == [note]
+
+
+def test_a_floor_keeps_the_log_ratios_from_running_away(base, table, tmp_path):
+    """As above, with the anchor."""
+    settings = {"k": 4, "steps": 20, "batch_size": 8, "parameters": "full", "lr": 3e-2}
+    trained = trainer.optimize(
+        table, base.checkpoint, "hapo_anchored", settings | {"warmup": 0}, tmp_path / "new"
+    )
+    assert trained.notes == [] and trained.metrics["runaway"] == 0.0
+    assert not (trained.run / "notes.txt").exists()
+
+
+def test_a_chunk_may_fall_as_far_as_each_of_its_actions(tmp_path):
+    with RunLog(tmp_path) as log:
+        for horizon, said in ((5, 0), (1, 1)):
+            recent = deque([{"reward_undesirable": value} for value in (math.nan, -30.0, -20.0)])
+            recent[1]["runaway"] = 0.0
+            trainer._warn_of_runaway(3, recent, horizon, log)
+            assert len(log.notes) == said and recent[-1]["runaway"] == said
 
 
 def test_the_same_seed_gives_the_same_checkpoint(base, table, tmp_path):

@@ -41,7 +41,10 @@ def new_folder(wanted) -> Path:
 
 
 class RunLog:
-    """``metrics.jsonl``, one line a step, and TensorBoard events beside it, in ``folder``."""
+    """``metrics.jsonl``, one line a step, and TensorBoard events beside it, in ``folder``.
+
+    ``notes``: sentences a user should read, which are in ``notes.txt`` too.
+    """
 
     def __init__(self, folder):
         from torch.utils.tensorboard import SummaryWriter
@@ -49,12 +52,19 @@ class RunLog:
         self.folder = Path(folder)
         self._lines = (self.folder / "metrics.jsonl").open("x", buffering=1)
         self._board = SummaryWriter(self.folder)
+        self.notes: list[str] = []
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         self._lines.write(json.dumps({"step": step, **jsonable(metrics)}) + "\n")
         for name, value in metrics.items():
             if math.isfinite(value):
                 self._board.add_scalar(name, value, step)
+
+    def note(self, step: int, text: str) -> None:
+        self.notes.append(text)
+        with (self.folder / "notes.txt").open("a", encoding="utf-8") as file:
+            file.write(f"Step {step}: {text}\n")
+        self._board.add_text("notes", text, step)
 
     def close(self) -> None:
         self._lines.close()
