@@ -6,10 +6,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hapo_ros.learning.credit import DEMONSTRATION, INTERVENTION, NO_WINDOW, POLICY_WINDOW
 from hapo_ros.learning.objectives import (
     adaptive_weights,
     baseline,
     dpo_loss,
+    habc_gate,
+    habc_weights,
     kto_loss,
     l1_totals,
     log_ratio,
@@ -453,3 +456,76 @@ def test_sirius_without_a_correction_says_what_to_record():
         sirius_weights([10, 0, 5, 5])
     with pytest.raises(ValueError, match="Four counts and shares"):
         sirius_weights([10, 1, 5, 5], human=0.9, undesirable=0.2)
+
+
+def test_the_gate_of_habc_computed_by_hand():
+    z, z_next = np.array([0.3, -2.0, 1.5, 0.7]), np.array([0.8, -2.5, 1.5, np.nan])
+    v, v_next = np.array([-9.0, -30.0, -4.0, -0.4]), np.array([-8.5, -31.0, -2.5, np.nan])
+    terminal = np.array([False, False, False, True])
+    p = sigmoid(z)
+    a_v, a_e = z_next - z, -1 + v_next - v
+    a_v[3], a_e[3] = 0.0, 0.4
+    gate = habc_gate(*map(torch.tensor, (z, z_next, v, v_next, terminal)))
+    np.testing.assert_allclose(gate, 1 + np.tanh((1 - p) * a_v + p * a_e), rtol=1e-12)
+
+
+FINITE = st.floats(-20, 20)
+
+
+@given(FINITE, FINITE, FINITE, FINITE, st.floats(0.01, 5))
+def test_the_gate_is_between_0_and_2_and_grows_with_what_the_step_gained(z, zn, v, vn, gained):
+    def gate(z_next, v_next):
+        no = torch.tensor([False])
+        values = (torch.tensor([x], dtype=torch.float64) for x in (z, z_next, v, v_next))
+        return habc_gate(*values, no).item()
+
+    assert 0.0 <= gate(zn, vn) <= 2.0
+    assert gate(zn + gained, vn) >= gate(zn, vn) <= gate(zn, vn + gained)
+    assert gate(z, v + 1.0) == pytest.approx(1.0)  # as viable as before, and one step nearer
+
+
+def test_the_gate_looks_at_viability_where_it_is_low_and_at_progress_where_it_is_high():
+    z = torch.tensor([-8.0, 8.0])
+    gate = habc_gate(z, z + 1.0, torch.zeros(2), torch.full((2,), 2.0), torch.zeros(2).bool())
+    np.testing.assert_allclose(gate, 1 + np.tanh([1.0, 1.0]), atol=1e-3)
+    gate = habc_gate(z, z + 1.0, torch.zeros(2), torch.full((2,), 1.0), torch.zeros(2).bool())
+    np.testing.assert_allclose(gate, 1 + np.tanh([1.0, 0.0]), atol=1e-3)
+
+
+WINDOWS = {
+    "kind": torch.tensor([DEMONSTRATION, INTERVENTION, *[POLICY_WINDOW] * 4, NO_WINDOW]),
+    "outcome": torch.tensor([-1, -1, 1, 1, 0, -1, -1]),
+}
+
+
+def test_the_weights_of_habc_computed_by_hand():
+    nan = float("nan")
+    gate = torch.tensor([nan, 1.7, 0.4, 1.5, nan, nan, nan], dtype=torch.float64)
+    raw = np.array([1.0, 1.0, 0.4, 1.5, 0.0, 0.0, 0.0])
+    mean = raw[:5].mean()  # a failure counts in it, an unlabelled window does not
+    np.testing.assert_allclose(habc_weights(gate, **WINDOWS), raw / mean, rtol=1e-12)
+    raw[1] = 1.7
+    weights = habc_weights(gate, **WINDOWS, reweight_interventions=True)
+    np.testing.assert_allclose(weights, raw / raw[:5].mean(), rtol=1e-12)
+    raw[1:5] /= raw[1:5].mean()
+    weights = habc_weights(
+        gate, **WINDOWS, reweight_interventions=True, demonstrations_in_mean=False
+    )
+    np.testing.assert_allclose(weights, raw, rtol=1e-12)
+
+
+def test_failures_alone_weigh_nothing_and_nothing_valid_is_no_error():
+    gate = torch.ones(2)
+    kind = torch.tensor([POLICY_WINDOW] * 2)
+    for outcome in ([0, 0], [-1, -1]):
+        assert habc_weights(gate, kind, torch.tensor(outcome)).tolist() == [0.0, 0.0]
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(-1, 1), st.floats(0.01, 2)), min_size=1))
+def test_valid_weights_of_habc_have_a_mean_of_1(windows):
+    kind, outcome, gate = (torch.tensor(column) for column in zip(*windows, strict=True))
+    weights = habc_weights(gate, kind, outcome)
+    valid = (kind != POLICY_WINDOW) | (outcome >= 0)
+    assert (weights >= 0).all() and (weights[~valid] == 0).all()
+    if (valid & ((kind != POLICY_WINDOW) | (outcome == 1))).any():
+        assert weights[valid].mean().item() == pytest.approx(1.0, rel=1e-5)

@@ -1,4 +1,4 @@
-"""The objectives as pure functions of tensors (method.md 1.2, 1.3, 1.6; HAPO eqs. (1)-(6)).
+"""The objectives as pure functions of tensors (method.md 1.2, 1.3, 1.6, 2; HAPO eqs. (1)-(6)).
 
 Symbols: B samples, N tokens a sample, r the reward of eq. (1), z0 the baseline, lambda the weight
 of a sample. Sums over the *effective* batch (micro-batches x accumulation x ranks) are arguments,
@@ -7,6 +7,8 @@ so that splitting a batch differently changes nothing.
 
 import torch
 from torch.nn import functional as F
+
+from hapo_ros.learning.credit import DEMONSTRATION, INTERVENTION, POLICY_WINDOW, UNLABELLED
 
 UNDESIRABLE_GROUP, DESIRABLE_GROUP = 0, 1  # places in the (2,) totals of ``l1_totals``
 
@@ -261,3 +263,47 @@ def sirius_weights(counts, *, human=0.5, undesirable=0.002):
     expert = min(float(share[0]), left)
     wanted = torch.tensor([expert, human, undesirable, left - expert], dtype=torch.float64)
     return torch.where(counts > 0, wanted / share, 0.0)
+
+
+def habc_gate(z_v, z_v_next, v_e, v_e_next, terminal):
+    """(B,) g in (0, 2): how much the policy's step from s_t was worth; HABC eqs. (5)-(7).
+
+        A_v = z_v(s') - z_v(s)    A_e = -1 + V_e(s') - V_e(s)    p = sigmoid(z_v(s))
+        g = 1 + tanh((1 - p) * A_v + p * A_e)
+
+    z_v, z_v_next: (B,) logits of viability at s_t and s_{t+1}. v_e, v_e_next: (B,) minus the steps
+    to success there. terminal: (B,) bool, terminal success steps: their next values are never
+    looked at, A_v = 0 and A_e = -V_e(s_t) (method.md 2). No gradient. Far out, g rounds to 0 or 2.
+    """
+    z_v, v_e = z_v.detach(), v_e.detach()
+    zero = torch.zeros_like(z_v)
+    viability = torch.where(terminal, zero, z_v_next.detach() - z_v)
+    efficiency = torch.where(terminal, zero, v_e_next.detach() - 1.0) - v_e
+    return 1.0 + torch.tanh(torch.sigmoid(-z_v) * viability + torch.sigmoid(z_v) * efficiency)
+
+
+def habc_weights(
+    gate, kind, outcome, *, reweight_interventions=False, demonstrations_in_mean=True, eps=1e-6
+):
+    """(B,) weight of each window in the actor's loss; HABC eq. (8), over the effective batch.
+
+        w = w~ / max(mean of w~ over valid windows, eps)
+
+    w~ is the gate for the policy's windows labelled 1, 0 for those labelled 0, and 1 for
+    demonstrations and interventions. The policy's unlabelled windows are not valid: their w is 0,
+    and they are not in the mean. gate: (B,), see ``habc_gate``; ones while the critic warms up;
+    never looked at where it does not count. kind, outcome: (B,) as of ``credit.label_windows``.
+    reweight_interventions: the gate for interventions too (HABC + IR). demonstrations_in_mean:
+    False as in the paper's algorithm, which leaves demonstrations out of the mean and their weight
+    at 1. No gradient.
+    """
+    gated = (kind == POLICY_WINDOW) & (outcome == 1)
+    if reweight_interventions:
+        gated = gated | (kind == INTERVENTION)
+    demonstration = kind == DEMONSTRATION
+    whole = demonstration | (kind == INTERVENTION)
+    raw = torch.where(gated, gate.detach(), whole.to(gate))
+    valid = whole | ((kind == POLICY_WINDOW) & (outcome != UNLABELLED))
+    averaged = valid if demonstrations_in_mean else valid & ~demonstration
+    mean = torch.where(averaged, raw, 0.0).sum() / averaged.sum().clamp(min=1)
+    return torch.where(averaged, raw / mean.clamp(min=eps), raw)
