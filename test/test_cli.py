@@ -362,6 +362,19 @@ def test_a_base_policy_is_trained_optimized_and_promoted(
         assert f"version: {version}" in optimized and f"version: {version}" in promoted
 
 
+def test_every_method_learns_from_the_same_bags(hapo, recordings, policy):
+    from hapo_ros.learning.methods import METHODS
+
+    bags = [recordings / name for name in ("demonstrations", "corrected")]
+    for method in set(METHODS) - {"bc"}:
+        command = ["--base", policy, "--method", method, "--output", method, "--json"]
+        command += ["--set", "steps=2", "--set", "batch_size=8", "--set", "warmup=0"]
+        code, out, err = hapo("optimize", *bags, *command)
+        assert code == 0, err
+        made = checkpoint.read_provenance(strict_json(out.splitlines()[-1])["checkpoint"])
+        assert made["method"] == method and made["version"] != made["parent"]
+
+
 def test_bags_that_were_skipped_are_a_loss_and_it_is_said_which_and_why(hapo, recordings):
     bags = [recordings / name for name in ("demonstrations", "unlabelled")]
     code, out, err = hapo("train", *bags, "--output", "base", *TINY)

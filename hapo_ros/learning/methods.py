@@ -72,7 +72,7 @@ COMMON = {
     "parameters": Setting("lora", str, "What is trained.", choices=("lora", "full")),
     "lora_rank": Setting(32, int, "Rank of the adapter.", low=1),
     "lora_alpha": Setting(16, int, "Scale of the adapter, over its rank.", low=1),
-    "seed": Setting(0, int, "Of batches, partners and initial weights.", low=0),
+    "seed": Setting(0, int, "Of batches, partners, noise and initial weights.", low=0),
     "k": Setting(10, int, "Control steps before a takeover that are undesirable.", low=0),
     "accept_recovered": Setting(
         False, bool, "Use episodes that were cut short, recovered or are lossy too."
