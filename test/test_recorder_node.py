@@ -367,16 +367,16 @@ def test_a_wall_clock_that_is_set_is_noted_in_the_bag_and_changes_nothing_else(
     assert reader.result.complete and reader.live.tolist() == [labels.POLICY]
 
 
-def newest_tick(bag) -> int:
-    """Sequence of the last tick that is on the disk, -1 if there is none."""
-    newest = -1
+def newest(topic, bag) -> int:
+    """Sequence of the last message of a topic that is on the disk, -1 if there is none."""
+    sequence = -1
     try:
         for message in messages_of(next(bag.glob("*.mcap"))):
-            if message.topic.name == topics.OBSERVATION_TICK:
-                newest = from_cdr(message.cdr, message.topic.type_name).sequence
+            if message.topic.name == topic:
+                sequence = from_cdr(message.cdr, message.topic.type_name).sequence
     except Damaged:
-        return newest  # it is being written
-    return newest
+        return sequence  # it is being written
+    return sequence
 
 
 def contents_of(folder) -> dict:
@@ -435,12 +435,13 @@ def test_recorders_killed_at_20_moments_lose_a_second_at_most_and_harm_nothing_f
 
 def record(deployed, partial, episode_id, count, ahead):
     """Send ticks and decisions, never more than ``ahead`` ticks before what is on the disk."""
-    newest = -1
+    written = -1
 
     def kept_up():
-        nonlocal newest
-        newest = newest if newest >= sequence - ahead else newest_tick(partial)
-        return newest >= sequence - ahead
+        nonlocal written
+        if written < sequence - ahead:
+            written = newest(topics.OBSERVATION_TICK, partial)
+        return written >= sequence - ahead
 
     for sequence in range(count):
         wait_for(kept_up)
@@ -488,7 +489,8 @@ def test_a_disk_that_fills_up_or_is_read_only_ends_a_recording_and_room_allows_t
             deployed.decide(number, episode_id=name)
 
         deployed.started(name)
-        wait_for(lambda: newest_tick(small_disk / "bags" / f".{name}.partial") > 10, go_on)
+        partial = small_disk / "bags" / f".{name}.partial"
+        wait_for(lambda: newest(topics.EXECUTED_ACTION, partial) > 10, go_on)
         fill(small_disk, **left)
         told = (EpisodeState.FAILED, name)
         wait_for(lambda: (states[-1].state, states[-1].episode_id) == told, go_on)
