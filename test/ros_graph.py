@@ -185,14 +185,14 @@ class Graph:
         return self
 
     def _start_by_hand(self, node) -> None:
-        arguments = ["-r", f"__node:={node.name}", *self._by_hand[node.name]]
+        arguments = ["-r", f"__node:={node.name}"]
         arguments += ["--params-file", str(self.deployment.parameter_file)]
-        values = {
-            key: str(value).lower() if isinstance(value, bool) else value
-            for key, value in node.parameters.items()
-        }
+        for name, value in node.parameters.items():
+            value = str(value).lower() if isinstance(value, bool) else value
+            arguments += ["-p", f"{name}:={value}"]
+        arguments += self._by_hand[node.name]  # the last word counts
         log = self.logs / f"{node.name}.log"
-        self._others.append(start_node(node.executable, log, *arguments, **values))
+        self._others.append(start_node(node.executable, log, *arguments))
 
     def __exit__(self, *_) -> None:
         for process in self._others:
