@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPECTED_SKIPS = Path(__file__).with_name("expected_skips.txt")
@@ -21,6 +22,10 @@ sys.path.append(str(Path(__file__).parent))  # ros_graph.py, fake_spacemouse.py
 
 # Those tests import ROS 2's launch, which is not on PyPI: `make test-ros` runs them.
 collect_ignore = [] if importlib.util.find_spec("launch_pytest") else ["ros"]
+
+# How long an example takes is the machine's, which runs other tests meanwhile.
+settings.register_profile("hapo_ros", deadline=None)
+settings.load_profile("hapo_ros")
 
 os.environ.setdefault("MUJOCO_GL", "egl")
 # Nothing leaves this machine, and what else runs on it is not heard (unless domains collide).
