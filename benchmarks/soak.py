@@ -25,7 +25,7 @@ from ruamel.yaml import YAML
 
 from hapo_ros.arbitration import Authority, Event
 from hapo_ros.deployment import describe
-from hapo_ros.episodes import EpisodeReader
+from hapo_ros.episodes import BadEpisode, EpisodeReader
 from hapo_ros.gateway_client import GatewayClient
 from hapo_ros.resources import resource
 from hapo_ros.supervisor import Supervisor
@@ -189,7 +189,13 @@ class Soak:
             if bag.name.startswith("."):
                 unaccounted.append(f"{bag.name}: unfinished")
                 continue
-            reader = EpisodeReader(bag, accept_recovered=True)
+            try:
+                reader = EpisodeReader(bag, accept_recovered=True)
+            except BadEpisode as error:
+                outcomes[error.name] += 1  # no labels: it was discarded as it began
+                if error.name != "no labels" or self.decided[bag.name] > OVERTAKEN:
+                    unaccounted.append(str(error))
+                continue
             result, sequences = reader.result, reader.sequences.tolist()
             labels.update(result.labels)
             outcomes[result.outcome if result.complete else "cut short"] += 1

@@ -42,8 +42,7 @@ def said(folder: Path) -> str:
 @pytest.mark.timeout(600)
 def test_the_whole_loop_runs_to_its_end_and_says_what_came_of_it(tmp_path, ros_domain):
     with nothing_left_running():
-        # One seed: starting processes for it would take longer than it does.
-        code = demo(tmp_path, workers=0).wait(590)
+        code = demo(tmp_path).wait(590)
     text = said(tmp_path)
     assert code == 0 and "Traceback" not in text, text
     folder = tmp_path / "demo"
@@ -69,7 +68,7 @@ def test_the_whole_loop_runs_to_its_end_and_says_what_came_of_it(tmp_path, ros_d
 
 def test_too_few_takeovers_end_it_with_a_sentence_and_exit_code_3(tmp_path, ros_domain):
     with nothing_left_running():
-        code = demo(tmp_path, episodes=1, takeovers=8, workers=0).wait(110)
+        code = demo(tmp_path, episodes=1, takeovers=8).wait(110)
     text = said(tmp_path)
     assert code == 3 and "Traceback" not in text, text
     assert "in 1 episodes; at least 8 are needed" in text and "more --episodes" in text
