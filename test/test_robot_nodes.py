@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from ros_graph import Probe, nothing_left_running, start_node, wait_for
+from ros_graph import wait_for
 from ruamel.yaml import YAML
 
 from hapo_ros import labels, topics
@@ -19,6 +19,7 @@ from hapo_ros.resources import resource
 pytest.importorskip("rclpy")
 pytest.importorskip("hapo_ros.msg", exc_type=ImportError)
 
+pytestmark = pytest.mark.usefixtures("no_node_is_left")
 JOINTS = [f"joint_{i}" for i in range(7)] + ["left_finger", "right_finger"]
 HOME = dict(zip(JOINTS, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.04, 0.04], strict=True))
 # Patient with a busy machine: what is late here has been long gone.
@@ -43,43 +44,20 @@ ROBOT = {
 }  # fmt: skip
 
 
-@pytest.fixture(autouse=True)
-def no_node_is_left():
-    with nothing_left_running():
-        yield
-
-
 @pytest.fixture
-def probe(ros_domain):
-    with Probe(ros_domain) as probe:
-        yield probe
+def start(start, tmp_path):
+    """Starts nodes for the robot of this test, as the fixture of all tests does."""
 
-
-@pytest.fixture
-def start(tmp_path, ros_domain):
-    """Starts nodes for the robot of this test; they have ended well when the test ends."""
-    started = []
-
-    def start(name, robot=ROBOT, **parameters):
+    def start_of_robot(name, robot=ROBOT, **parameters):
         if isinstance(robot, dict):
             path = tmp_path / "mine.yaml"
             YAML(typ="safe").dump(robot, path)
             robot = path
         if robot is not None:
             parameters["robot"] = robot
-        log = tmp_path / f"{name}-{len(started)}.log"
-        process = start_node(name, log, **parameters)
-        process.log = log
-        started.append(process)
-        return process
+        return start(name, **parameters)
 
-    yield start
-    for process in started:
-        if process.poll() is None:
-            process.terminate()
-            process.wait(20)
-            assert process.returncode == 0, process.log.read_text()
-        assert "Traceback" not in process.log.read_text(), process.log.read_text()
+    return start_of_robot
 
 
 @pytest.mark.parametrize(
