@@ -10,6 +10,7 @@ import pytest
 
 from hapo_ros.doctor import GL_PACKAGES
 from hapo_ros.sim.environment import Disturbance, Simulation, action_space
+from hapo_ros.sim.rendering import _View
 from hapo_ros.sim.tasks import get_task
 
 LIFT = get_task("Lift")
@@ -268,3 +269,37 @@ def test_importing_the_simulation_loads_nothing_heavy():
         check=True,
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_what_is_left_out_of_an_image_changes_no_pixel_of_it(seen, monkeypatch):
+    """The culled image against everything drawn, all over the workspace."""
+    hidden = 0
+
+    def all_drawn(view):
+        view._outside = view._geoms[:0]
+
+    seen.reset(3)
+    for action in actions(5, 60):
+        seen.step(action, images=False)
+        culled = {name: seen.render(name) for name in seen.cameras}
+        hidden += sum(len(view._outside) for view in seen._renderer._views.values())
+        with monkeypatch.context() as patched:
+            patched.setattr(_View, "__enter__", all_drawn)
+            for name, image in culled.items():
+                assert np.array_equal(seen.render(name), image)
+    assert hidden > 60 * 50
+
+
+def test_a_simulation_that_nobody_closed_ends_without_a_word():
+    program = (
+        "from hapo_ros.sim.environment import Simulation\n"
+        "from hapo_ros.sim.tasks import get_task\n"
+        "kept = Simulation(get_task('Lift'), 48)\n"
+        "dropped = Simulation(get_task('Lift'), 48)\n"
+        "del dropped\n"
+        "kept.render('wrist')\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")

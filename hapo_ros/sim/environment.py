@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hapo_ros.episodes.types import Observation
+from hapo_ros.sim.rendering import Renderer, no_gl
 from hapo_ros.sim.tasks import Task, named, quaternion
 
 CONTROL_HZ = 20.0
@@ -101,9 +102,10 @@ class Simulation:
         self.task, self.image_size, self.cameras = task, int(image_size), tuple(cameras)
         self.disturbance = disturbance
         if cameras:
-            os.environ.setdefault("MUJOCO_GL", "egl")
+            os.environ.setdefault("MUJOCO_GL", "egl")  # before robosuite is imported
         self._env = _make_environment(task)
-        self._camera_context = _make_camera_context(self._env.sim) if cameras else None
+        seen = {camera: task.cameras[camera] for camera in cameras}
+        self._renderer = Renderer(self._env.sim, seen, self.image_size) if cameras else None
         self.reset(0)
 
     def reset(self, seed: int, images: bool = True) -> Observation:
@@ -155,17 +157,12 @@ class Simulation:
 
     def render(self, camera: str) -> np.ndarray:
         """(H, W, 3) uint8 RGB of what one of ``cameras`` sees now."""
-        size = self.image_size
-        self._camera_context.gl_ctx.make_current()  # another simulation's may be current
-        name = self.task.cameras[camera]
-        image = self._env.sim.render(camera_name=name, width=size, height=size)
-        return np.ascontiguousarray(image[::-1])  # OpenGL's rows run upwards
+        return self._renderer.render(camera)
 
     def close(self) -> None:
         """Free the simulation and its GL context. Closing twice is harmless."""
-        if self._camera_context is not None:
-            self._camera_context.gl_ctx.make_current()
-            self._camera_context = None
+        if self._renderer is not None:
+            self._renderer.close()
         if self._env is not None:
             self._env.close()
             self._env = None
@@ -208,7 +205,7 @@ def _make_environment(task: Task):
             f"The simulation is not installed ({error}). Install robosuite 1.5.2 and mujoco 3.9.0."
         ) from error
     except (ImportError, AttributeError, OSError) as error:
-        raise _no_gl(error) from error
+        raise no_gl(error) from error
     controller = load_composite_controller_config(controller="BASIC", robot="Panda")
     controller["body_parts"] = {"right": controller["body_parts"]["right"]}
     env = robosuite.make(
@@ -228,41 +225,6 @@ def _make_environment(task: Task):
     for name in env.observation_names:  # what is needed is read directly: 3 ms a step, not 5
         env.modify_observable(name, "enabled", False)
     return env
-
-
-def _make_camera_context(sim):
-    """An offscreen context for ``sim``, without reflections and multisampling (4 times faster)."""
-    import mujoco
-    from robosuite.utils.binding_utils import MjRenderContextOffscreen
-
-    class CameraContext(MjRenderContextOffscreen):
-        """robosuite's, freed with its own GL context current: freed with another's, it takes that
-        one's objects, and the images of the other simulation go wrong without an error."""
-
-        def __del__(self):
-            self.gl_ctx.make_current()
-            super().__del__()
-
-    sim.model.mat_reflectance[:] = 0
-    sim.model.vis.quality.offsamples = 0
-    try:
-        context = CameraContext(sim, device_id=-1)
-    except (ImportError, AttributeError, OSError, RuntimeError) as error:
-        raise _no_gl(error) from error
-    context.scn.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = 0
-    context.vopt.geomgroup[0], context.vopt.geomgroup[1] = 0, 1  # looks, not collision shapes
-    return context
-
-
-def _no_gl(error: Exception) -> RuntimeError:
-    from hapo_ros.doctor import GL_PACKAGES
-
-    backend = os.environ.get("MUJOCO_GL", "")
-    return RuntimeError(
-        f"Images cannot be rendered: MUJOCO_GL={backend} finds no usable GL library ({error}). "
-        f"Install one with `apt install {GL_PACKAGES}` and set MUJOCO_GL=egl, or unset MUJOCO_GL "
-        "and run without cameras."
-    )
 
 
 def _is_error(record: logging.LogRecord) -> bool:
