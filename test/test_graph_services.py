@@ -30,6 +30,8 @@ pytest.importorskip("rclpy")
 pytest.importorskip("hapo_ros.msg", exc_type=ImportError)
 pytest.importorskip("robosuite")
 
+pytestmark = pytest.mark.timeout(240)
+
 OBJECT_STATE = 10
 PROMPT_S = 1.0  # within which every service answers, whatever runs besides
 
@@ -183,7 +185,7 @@ def test_another_policy_is_loaded_while_serving_and_the_next_steps_are_its(graph
     bag_before = end(graph, first)["bag"]
     stages, result = [], None
     request = graph.gateway.begin("load_policy", checkpoint=str(policies["other"]))
-    for said in graph.gateway.replies(request, 60.0):
+    for said in graph.gateway.replies(request, 150.0):
         stages += [said["feedback"]["stage"]] if said and "feedback" in said else []
         result = said["result"] if said and "result" in said else result
     # Feedback and result are not in order: what came after the result is not heard.
@@ -322,7 +324,7 @@ def goal(graph, policies, bags, name, method="hapo_anchored", **settings):
 
 def feedback_and_result(graph, request):
     feedback, result = [], None
-    for said in graph.gateway.replies(request, 60.0):
+    for said in graph.gateway.replies(request, 150.0):
         graph.supervisor.watch()
         if said and "feedback" in said:
             feedback.append(said["feedback"])
@@ -359,12 +361,29 @@ def test_a_training_tells_how_far_it_is_and_names_its_checkpoint(
     assert not children_of_the_optimizer(graph)
 
 
+def test_a_goal_that_is_not_answered_is_asked_for_again_and_begun_once(graph, policies, recordings):
+    from hapo_ros.nodes.gateway import ANSWER_S
+
+    pid = graph.until(lambda: graph.supervisor.pid("optimizer"))
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        wanted = goal(graph, policies, recordings, "asked_again", "bc_continue", steps=1)
+        request = graph.gateway.begin("optimize", **wanted)
+        asked_again_s = time.monotonic() + ANSWER_S + 1.0
+        graph.until(lambda: time.monotonic() > asked_again_s)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    _, result = feedback_and_result(graph, request)
+    assert result["ok"], result["text"]
+    assert "a second goal is refused" in graph.log("optimizer")
+
+
 def test_while_a_training_runs_services_answer_and_a_second_is_refused_until_it_is_cancelled(
     graph, policies, recordings
 ):
     wanted = goal(graph, policies, recordings, "cancelled", steps=1_000_000)
     request = graph.gateway.begin("optimize", **wanted)
-    replies = graph.gateway.replies(request, 60.0)
+    replies = graph.gateway.replies(request, 150.0)
     next(said for said in replies if said and "feedback" in said)
     took_s = {}
     try:

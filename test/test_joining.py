@@ -91,3 +91,17 @@ def test_what_no_tick_ever_names_does_not_pile_up():
     assert len(joiner._buffers[JOINTS]) == 3
     joiner.add_tick(a_tick(1000, {JOINTS: 999}))
     assert joiner.take() is not None
+
+
+def test_who_is_in_no_hurry_gets_the_newest_tick_that_is_complete_and_none_before_it_after_that():
+    joiner = TickJoiner([JOINTS], ticks=3)
+    for sequence in range(5):
+        joiner.add_tick(a_tick(110 + sequence, {JOINTS: 100 + sequence}, sequence=sequence))
+    joiner.add(JOINTS, stamped(101))
+    assert joiner.take() is None  # given up: three have come after it
+    for stamp in (102, 103):
+        joiner.add(JOINTS, stamped(stamp))
+    assert joiner.take()[0].sequence == 3
+    assert joiner.take() is None and joiner.missing() == [JOINTS]
+    joiner.add(JOINTS, stamped(104))
+    assert joiner.take()[0].sequence == 4

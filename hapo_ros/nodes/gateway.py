@@ -20,6 +20,7 @@ import os
 import queue
 import sys
 import threading
+from dataclasses import dataclass
 
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.action import ActionClient
@@ -37,6 +38,7 @@ from hapo_ros.nodes.polling import UNWATCHED, never, taken
 from hapo_ros.parameters import PARAMETERS
 from hapo_ros.srv import DiscardEpisode, EndEpisode, RequestAuthority, StartEpisode
 
+ANSWER_S = 5.0  # for a server to accept or refuse a goal, before it is asked again
 DEVICE_S = 0.1  # between two events of the device, which reports at up to 500 Hz
 NEWEST = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 _SERVICES = {
@@ -51,6 +53,15 @@ _ACTIONS = {
 }
 
 
+@dataclass
+class _Asked:
+    """A goal that was sent, once or more often, and neither accepted nor refused."""
+
+    client: ActionClient
+    goal: object
+    again_s: float = 0.0
+
+
 class Gateway(HapoNode):
     """Relays calls from stdin to the graph, and news from the graph to stdout."""
 
@@ -58,6 +69,7 @@ class Gateway(HapoNode):
         super().__init__(f"gateway_{os.getpid()}", PARAMETERS["gateway"])  # one for each who asks
         self._lines: queue.Queue[str | None] = queue.Queue()
         self._waiting = []  # (deadline, client, start) of calls whose server is not there yet
+        self._asked = {}  # id -> goal that the server has not answered yet
         self._goals = {}  # id -> goal handle, for cancel
         self._open = set()  # ids that have had no result yet; it ends when its input has and they
         self._input_ended = False
@@ -131,6 +143,8 @@ class Gateway(HapoNode):
                 self._handle(line)
         self.finished = self._input_ended and not self._open
         now = self.now_s()
+        for request_id in [id_ for id_, asked in self._asked.items() if now > asked.again_s]:
+            self._send_goal(request_id)
         for waiting in list(self._waiting):
             deadline, client, request_id, begin = waiting
             ready = getattr(client, "server_is_ready", None) or client.service_is_ready
@@ -172,10 +186,24 @@ class Gateway(HapoNode):
         )
 
     def _begin_action(self, client, request_id, goal) -> None:
+        self._asked[request_id] = _Asked(client, goal)
+        self._send_goal(request_id)
+
+    def _send_goal(self, request_id) -> None:
+        """Ask for a goal, again where nothing was answered.
+
+        A server that has just come may have found the request before it found who made it. Then its
+        answer is lost, and it does not begin with the goal.
+        """
+        asked = self._asked[request_id]
+        asked.again_s = self.now_s() + ANSWER_S
+
         def feedback(message):
             _tell({"id": request_id, "feedback": _plain(message.feedback)})
 
-        def accepted(future):
+        def answered(future):
+            if self._asked.pop(request_id, None) is None:
+                return  # answers come in order: the one before has settled it
             handle = future.result()
             if not handle.accepted:
                 self._fail(request_id, "The goal was refused: another one is being worked on.")
@@ -187,7 +215,8 @@ class Gateway(HapoNode):
             self._goals.pop(request_id, None)
             self._end(request_id, result=_plain(future.result().result))
 
-        client.send_goal_async(goal, feedback_callback=feedback).add_done_callback(accepted)
+        sent = asked.client.send_goal_async(asked.goal, feedback_callback=feedback)
+        sent.add_done_callback(answered)
 
     def _end(self, request_id, **last) -> None:
         self._open.discard(request_id)

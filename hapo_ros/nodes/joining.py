@@ -1,6 +1,6 @@
 """Join a tick with the messages that belong to it, by the stamps the tick names."""
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 
 from hapo_ros.episodes import messages
 
@@ -9,13 +9,15 @@ class TickJoiner:
     """Collects messages by topic and stamp until a tick has all that it names.
 
     Only ``wanted`` topics are waited for. Nothing is ever joined by nearest time. ``keep``: how
-    many messages of a topic are kept for a tick that has not come yet.
+    many messages of a topic are kept for a tick that has not come yet. ``ticks``: how many may wait
+    at once; who needs only the newest gives up an older one when it comes, who is in no hurry waits
+    longer for what a busy machine is late with.
     """
 
-    def __init__(self, wanted, keep: int = 30):
+    def __init__(self, wanted, keep: int = 30, ticks: int = 1):
         self._buffers = {topic: OrderedDict() for topic in wanted}
         self._keep = keep
-        self._tick = None
+        self._ticks = deque(maxlen=ticks)
 
     def add(self, topic: str, message) -> None:
         """Keep a message of a wanted topic."""
@@ -25,32 +27,35 @@ class TickJoiner:
             buffer.popitem(last=False)
 
     def add_tick(self, message) -> None:
-        """The tick to complete from now on; an older one is given up. ValueError if malformed."""
+        """A tick to complete; the oldest beyond ``ticks`` is given up. ValueError if malformed."""
         messages.tick_stamps(message)
-        self._tick = message
+        self._ticks.append(message)
 
     @property
     def tick_episode_id(self) -> str | None:
-        """Episode of the tick that is waited for; None where there is none."""
-        return None if self._tick is None else self._tick.episode_id
+        """Episode of the newest tick that is waited for; None where there is none."""
+        return self._ticks[-1].episode_id if self._ticks else None
 
     def missing(self) -> list[str]:
-        """Wanted topics that the present tick still waits for."""
-        if self._tick is None:
-            return []
-        return [
-            topic for topic, buffer in self._buffers.items() if self._stamp(topic) not in buffer
-        ]
+        """Wanted topics that the newest tick still waits for."""
+        return self._missing(self._ticks[-1]) if self._ticks else []
 
     def take(self):
-        """(tick message, {topic: message}) once the tick is complete, else None."""
-        if self._tick is None or self.missing():
-            return None
-        parts = {topic: buffer[self._stamp(topic)] for topic, buffer in self._buffers.items()}
-        tick, self._tick = self._tick, None
-        return tick, parts
+        """(message, {topic: message}) of the newest complete tick, which ends the wait for older
+        ones; None where none is complete."""
+        for age, tick in enumerate(reversed(self._ticks)):
+            if not self._missing(tick):
+                parts = {topic: each[_stamp(tick, topic)] for topic, each in self._buffers.items()}
+                newer = list(self._ticks)[len(self._ticks) - age :]
+                self._ticks.clear()
+                self._ticks.extend(newer)
+                return tick, parts
+        return None
 
-    def _stamp(self, topic: str) -> int:
-        """The stamp that the tick names for a topic; its own for one that is no observation."""
-        own = messages.message_stamp_ns(self._tick)
-        return messages.tick_stamps(self._tick).get(topic, own)
+    def _missing(self, tick) -> list[str]:
+        return [t for t, buffer in self._buffers.items() if _stamp(tick, t) not in buffer]
+
+
+def _stamp(tick, topic: str) -> int:
+    """The stamp that a tick names for a topic; its own for one that is no observation."""
+    return messages.tick_stamps(tick).get(topic, messages.message_stamp_ns(tick))

@@ -17,6 +17,8 @@ from hapo_ros.nodes.common import HapoNode, run
 from hapo_ros.parameters import PARAMETERS
 from hapo_ros.supervisor import executable
 
+_SECOND = "A training is running; a second goal is refused."
+
 
 class Optimizer(HapoNode):
     """The Optimize action; one goal at a time."""
@@ -39,12 +41,18 @@ class Optimizer(HapoNode):
     def _on_goal(self, goal) -> GoalResponse:
         with self._lock:
             if self._busy:
-                self.get_logger().warning("A training is running; a second goal is refused.")
+                self.get_logger().warning(_SECOND)
                 return GoalResponse.REJECT
-            self._busy = True
         return GoalResponse.ACCEPT
 
     def _execute(self, handle) -> Optimize.Result:
+        with self._lock:
+            # Not before: a goal whose acceptance does not reach who asked is never executed.
+            if self._busy:
+                self.get_logger().warning(_SECOND)
+                handle.abort()
+                return Optimize.Result(text=_SECOND)
+            self._busy = True
         try:
             with tempfile.TemporaryFile("w+") as errors:
                 last, code = self._train(handle, errors)

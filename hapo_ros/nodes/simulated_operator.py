@@ -53,7 +53,8 @@ class SimulatedOperatorNode(HapoNode):
         self._next_start_s = 0.0
         self._start_deadline_s = self.now_s() + own.start_timeout_s
 
-        self._joiner = TickJoiner([topics.PRIVILEGED_STATE])
+        # In real time it may see a little late; it must not stop seeing where the machine is busy.
+        self._joiner = TickJoiner([topics.PRIVILEGED_STATE], ticks=1 if own.lock_step else 30)
         self._device = {
             topics.JOY: self.create_publisher(Joy, topics.JOY, COMMAND),
             topics.TWIST: self.create_publisher(TwistStamped, topics.TWIST, COMMAND),
@@ -214,6 +215,8 @@ class SimulatedOperatorNode(HapoNode):
         if complete is None or self._request is not None:
             return
         message, parts = complete
+        if message.episode_id != self._episode_id:
+            return
         tick = messages.tick_from(message)
         has_arm = tick.authority is Authority.HUMAN
         self._takeovers += has_arm and not self._had_arm
