@@ -1,6 +1,7 @@
 """Episodes at 20 Hz: nothing is lost, and what comes too late is neither executed nor learned."""
 
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,7 +71,10 @@ class Relay:
         self.late, self.output, self.ticks = late, probe.publisher(topic), ticks
         self.passed, self.delayed = 0, []
         type_ = self.output.msg_type
-        probe.node.create_subscription(type_, source, self.pass_on, 200)
+        self.input = probe.node.create_subscription(type_, source, self.pass_on, 200)
+
+    def is_fed(self) -> bool:
+        return self.input.get_publisher_count() > 0
 
     def pass_on(self, message):
         answers = getattr(message, "tick", True)  # the arbiter's own timer does not
@@ -95,23 +99,35 @@ def test_an_action_that_is_80_ms_late_is_never_executed_and_never_learned(tmp_pa
         "policy": ["-r", f"{topics.POLICY_ACTION}:=undelayed/policy", "-p", "deadline_s:=0.0"],
         "arbiter": ["-r", f"{topics.EXECUTED_ACTION}:=undelayed/decision"],
     }
-    # Only what is late holds the robot here; the operator just watches.
+    # Only what is late holds the robot here; nobody has a device.
     parameters = {"arbiter": {"max_policy_failures": 1000, "on_device_lost": "continue"}}
-    operator = {"patience_steps": 10_000}
-    with Probe(ros_domain) as probe:
+    graph = Graph(tmp_path, policy, parameters, by_hand, lock_step="false")
+    with nothing_left_running(), Probe(ros_domain) as probe, graph:
         heard = probe.listen(topics.OBSERVATION_TICK)
         answers = Relay(probe, topics.POLICY_ACTION, "undelayed/policy", LATE_ANSWERS, heard)
         passed_on = Relay(
             probe, topics.EXECUTED_ACTION, "undelayed/decision", LATE_DECISIONS, heard
         )
-        bag = run(tmp_path, policy, operator, parameters=parameters, by_hand=by_hand)
+        graph.until(lambda: answers.is_fed() and passed_on.is_fed())
+        episode_id = graph.start_episode()
+
+        def all_was_late():
+            delayed = answers.delayed, passed_on.delayed
+            last = max((sequence for each in delayed for sequence in each), default=0)
+            enough = list(map(len, delayed)) == [len(LATE_ANSWERS), len(LATE_DECISIONS)]
+            return enough and heard[-1].sequence > last + 5
+
+        graph.until(all_was_late)
+        ended = graph.gateway.call(
+            "end_episode", episode_id=episode_id, outcome="failure", last_sequence=-1
+        )
+    bag = Path(ended["bag"])
 
     recorded = load(bag)
     ticks, decisions, outcomes = recorded.ticks, recorded.decisions, recorded.outcomes
     steps = {step.sequence: step for step in EpisodeReader(bag).steps()}
 
     late_answers, late_decisions = answers.delayed, passed_on.delayed
-    assert late_answers and late_decisions
     for sequence in late_answers:
         # Where the arbiter saw the tick late too, the answer is in time for it, not for the robot.
         decided = decisions[sequence]
