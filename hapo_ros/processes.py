@@ -5,25 +5,32 @@ import os
 import signal
 import subprocess
 from collections.abc import Sequence
+from contextlib import suppress
 
 _PR_SET_PDEATHSIG = 1
 
 
-def start(arguments: Sequence[str], **options) -> subprocess.Popen:
+def start(arguments: Sequence[str], niceness: int = 0, **options) -> subprocess.Popen:
     """Start a child in a session of its own, so that a terminal's Ctrl-C reaches only the parent.
 
-    The kernel terminates it when the parent dies, however that happens. options: as for Popen.
+    The kernel terminates it when the parent dies, however that happens. niceness: 0 to 19, how much
+    it gives way to others. options: as for Popen.
     """
     parent = os.getpid()
     libc = ctypes.CDLL(None, use_errno=True)
 
-    def tie_to_parent():
+    def before_it_begins():
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:  # it died before the line above
             os._exit(1)
+        if niceness:
+            os.nice(niceness)
+            # Where the kernel groups by session, niceness counts only within one.
+            with suppress(OSError), open("/proc/self/autogroup", "w") as group:
+                group.write(str(niceness))
 
     return subprocess.Popen(
-        list(arguments), start_new_session=True, preexec_fn=tie_to_parent, **options
+        list(arguments), start_new_session=True, preexec_fn=before_it_begins, **options
     )
 
 

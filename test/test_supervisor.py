@@ -421,3 +421,14 @@ def test_a_child_that_does_not_end_in_time_is_killed():
     assert child.stdout.readline() == "ready\n"
     assert processes.stop(child, 0.1) == -signal.SIGKILL
     child.stdout.close()
+
+
+def test_a_child_gives_way_to_what_runs_in_other_sessions_too():
+    given = processes.start(["sleep", "60"], niceness=7)
+    try:
+        assert os.getpriority(os.PRIO_PROCESS, given.pid) == 7
+        group = Path(f"/proc/{given.pid}/autogroup")
+        if group.exists():
+            assert group.read_text().endswith(" nice 7\n")
+    finally:
+        processes.stop(given, 5.0)

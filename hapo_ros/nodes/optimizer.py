@@ -87,7 +87,8 @@ class Optimizer(HapoNode):
         arguments += ["--base", goal.base_checkpoint, "--method", goal.method]
         arguments += ["--output", goal.output, "--settings", goal.settings_json or "{}"]
         self._child = child = processes.start(
-            ["nice", "-n", str(self.parameters.niceness), *arguments],
+            arguments,
+            niceness=self.parameters.niceness,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
