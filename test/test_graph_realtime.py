@@ -32,12 +32,12 @@ def run(folder, policy, operator, **options):
 def test_in_real_time_with_two_cameras_nothing_is_lost(tmp_path, ros_domain):
     policy = save_untrained(tmp_path / "policy", cameras=CAMERAS)
     # It goes on after the task is done, up to the task's horizon: 150 steps, 7.5 s.
-    # The device is never lost: how punctual the machine is is not what this shows.
+    # Neither device nor ticks are ever lost: how punctual the machine is is not what this shows.
     bag = run(
         tmp_path,
         policy,
         {"patience_steps": 20, "success_steps": 100},
-        parameters={"arbiter": {"device_timeout_s": 5.0}},
+        parameters={"arbiter": {"device_timeout_s": 5.0, "tick_timeout_s": 5.0}},
     )
     reader, recorded = EpisodeReader(bag), load(bag)
     assert reader.result.lost == {} and reader.result.complete and reader.lost_steps == 0
@@ -52,8 +52,8 @@ def test_in_real_time_with_two_cameras_nothing_is_lost(tmp_path, ros_domain):
     assert np.all(np.diff(stamps_ns) > 0)
     # The device reported from before the first tick on, at rest too.
     assert decided_for(recorded, Reason.DEVICE_LOST_POLICY, Reason.DEVICE_LOST) == 0
-    # Both had a part in it; how many of the policy's answers were in time is the machine's.
-    assert recorded.commands and labels.HUMAN in {d.label for d in recorded.decisions.values()}
+    # How many of the policy's answers were in time, so how many there are, is the machine's.
+    assert labels.HUMAN in {d.label for d in recorded.decisions.values()}
 
 
 def decided_for(recorded, *reasons) -> int:
@@ -100,7 +100,8 @@ def test_an_action_that_is_80_ms_late_is_never_executed_and_never_learned(tmp_pa
         "arbiter": ["-r", f"{topics.EXECUTED_ACTION}:=undelayed/decision"],
     }
     # Only what is late holds the robot here; nobody has a device.
-    parameters = {"arbiter": {"max_policy_failures": 1000, "on_device_lost": "continue"}}
+    unhurried = {"max_policy_failures": 1000, "tick_timeout_s": 5.0}
+    parameters = {"arbiter": unhurried | {"on_device_lost": "continue"}}
     graph = Graph(tmp_path, policy, parameters, by_hand, lock_step="false")
     with nothing_left_running(), Probe(ros_domain) as probe, graph:
         heard = probe.listen(topics.OBSERVATION_TICK)

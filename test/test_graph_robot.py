@@ -23,7 +23,7 @@ CAMERAS = ("agentview", "wrist")
 FINISHED = 4  # EpisodeState.FINISHED
 # How punctual the machine is is not what these show.
 PATIENT = {
-    "arbiter": {"device_timeout_s": 5.0, "tick_timeout_s": 1.0, "max_policy_failures": 1000},
+    "arbiter": {"device_timeout_s": 5.0, "tick_timeout_s": 5.0, "max_policy_failures": 1000},
     "simulated_robot": {"image_size": 128, "servo_timeout_s": 0.6},
 }
 

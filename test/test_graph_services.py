@@ -58,7 +58,8 @@ def policies(tmp_path_factory):
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory, policies, module_ros_domain):
     folder = tmp_path_factory.mktemp("services")
-    parameters = {"arbiter": {"max_policy_failures": 1000}}  # however busy the machine is
+    # However busy the machine is.
+    parameters = {"arbiter": {"max_policy_failures": 1000, "tick_timeout_s": 5.0}}
     with (
         nothing_left_running(),
         Graph(folder, policies["served"], parameters, optimizer="true") as graph,
