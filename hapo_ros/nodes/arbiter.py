@@ -94,13 +94,11 @@ class ArbiterNode(HapoNode):
         self.create_service(RequestAuthority, topics.REQUEST_AUTHORITY, self._on_request)
 
         self.every(1.0 / self.parameters.status_hz, self._publish_status)
-        self.every(self.parameters.control_period_s, self._watch_commander)
+        self.every(self.parameters.control_period_s, self._watch)
         self.diagnose(self._diagnosis)
         if not self.parameters.lock_step:
             self._deadline = self.every(self.parameters.policy_deadline_s, self._on_deadline)
             self._deadline.cancel()
-            self.every(self.parameters.control_period_s, self._watch_ticks)
-        self.every(0.1, self._watch_robot)
 
     # Inputs
 
@@ -298,6 +296,12 @@ class ArbiterNode(HapoNode):
         tick = self._tick
         if tick is not None and self._is_running(tick) and not self._decide_if_ready():
             self._step(tick, self._answers.to(tick))
+
+    def _watch(self) -> None:
+        self._watch_commander()
+        if not self.parameters.lock_step:
+            self._watch_ticks()
+        self._watch_robot()
 
     def _watch_ticks(self) -> None:
         silence = self.now_s() - self._tick_received_s

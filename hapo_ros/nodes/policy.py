@@ -101,7 +101,8 @@ class PolicyNode(HapoNode):
             goal_callback=self._on_goal,
             handle_accepted_callback=self._start_loading,
         )
-        self.every(0.02, self._watch_loading)
+        self._loading_watch = self.every(0.02, self._watch_loading)
+        self._loading_watch.cancel()  # every round of a timer costs, and loads are rare
         self.diagnose(self._diagnosis)
 
     def _announce(self) -> None:
@@ -234,6 +235,7 @@ class PolicyNode(HapoNode):
     def _start_loading(self, handle) -> None:
         self._loading = _Loading(handle, self._refusal())
         self._loading.start()
+        self._loading_watch.reset()
 
     def _refusal(self) -> str:
         if self._episode is None:
@@ -245,12 +247,10 @@ class PolicyNode(HapoNode):
 
     def _watch_loading(self) -> None:
         loading = self._loading
-        if loading is None:
-            return
         while loading.stages:
             loading.handle.publish_feedback(LoadPolicy.Feedback(stage=loading.stages.pop(0)))
-        if not loading.is_alive() and not loading.done:
-            loading.done = True
+        if not loading.is_alive():
+            self._loading_watch.cancel()
             loading.handle.execute()
 
     def _finish_loading(self, handle) -> LoadPolicy.Result:
@@ -287,7 +287,7 @@ class _Loading(threading.Thread):
     def __init__(self, handle, refusal: str):
         super().__init__(daemon=True)
         self.handle, self.folder, self.problem = handle, handle.request.checkpoint, refusal
-        self.policy, self.stages, self.done = None, [], False
+        self.policy, self.stages = None, []
 
     def run(self) -> None:
         if self.problem:
