@@ -9,12 +9,14 @@ import numpy as np
 
 from hapo_ros import labels
 from hapo_ros.episodes.types import EpisodeInfo, Step
+from hapo_ros.learning.credit import Windows, label_windows
 from hapo_ros.policies.base import Batch, proprioception
 
 GROUPS = ("expert", "human", "undesirable", "policy")
 UNIONS = {"interaction": ("human", "undesirable", "policy"), "all": GROUPS}  # groups of groups
 TAKEOVER = "takeover"  # the group of the first human steps of takeovers that are pairs of segments
 STEPS_OF = UNIONS | {TAKEOVER: ("human", "undesirable")}  # steps that a group is made from
+OUTCOMES = {"success": 1, "failure": 0}
 LEFT_OUT = ("none", "unresolved", "not_asked_for", "episodes_left_out")  # steps, but for the last
 
 
@@ -43,10 +45,12 @@ class StepTable:
     images: camera -> (N, H, W, 3) uint8. proprio: (N, 11) float32. object_state: (N, S) float32 or
     None. actions: (N, T, D) float32, action_mask: (N, T) bool. labels: (N,) c_t. sequence: (N,)
     step number in its episode. episode: (N,) index into ``episodes``, which holds for each used
-    episode its id, bag and review hash, source, outcome, task and instruction. groups: name ->
-    row numbers, of GROUPS, UNIONS and TAKEOVER. takeover: (N,) as ``labels.takeover_windows``.
-    counts: steps kept and left out, by reason. skipped: a sentence for every bag that was given and
-    is not used.
+    episode its id, bag and review hash, source, policy version, outcome, task and instruction.
+    recorded: the labels (T,) of all steps of each of them, kept or not; place: (N,) index into
+    these. groups: name -> row numbers, of GROUPS, UNIONS and TAKEOVER. takeover: (N,) as
+    ``labels.takeover_windows``. ages: policy version -> optimizer steps from it to the policy that
+    is to be optimized, as far as known. counts: steps kept and left out, by reason. skipped: a
+    sentence for every bag that was given and is not used.
     """
 
     images: dict[str, np.ndarray]
@@ -58,20 +62,27 @@ class StepTable:
     sequence: np.ndarray
     takeover: np.ndarray
     episode: np.ndarray
+    place: np.ndarray
     episodes: list[dict]
+    recorded: list[np.ndarray]
     action_names: tuple[str, ...]
     k: int
     counts: dict[str, int]
     skipped: list[str] = field(default_factory=list)
+    ages: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
+    def demonstration(self) -> np.ndarray:
+        """(N,) bool: of a demonstration."""
+        return np.array([e["source"] == "demonstration" for e in self.episodes], bool)[self.episode]
+
+    @property
     def group(self) -> np.ndarray:
         """(N,) index into GROUPS."""
-        demonstration = np.array([e["source"] == "demonstration" for e in self.episodes], bool)
-        return group_of(self.labels, demonstration[self.episode])
+        return group_of(self.labels, self.demonstration)
 
     @property
     def groups(self) -> dict[str, np.ndarray]:
@@ -110,6 +121,41 @@ class StepTable:
     def desirable(self) -> np.ndarray:
         """(N,) bool: c_t is 1 or 2."""
         return self.labels != labels.UNDESIRABLE
+
+    @property
+    def following(self) -> np.ndarray:
+        """(N,) row of the episode's next step in this table; the row itself at the last one."""
+        last = np.r_[np.diff(self.episode) != 0, True]
+        return np.arange(len(self)) + ~last
+
+    @property
+    def age(self) -> np.ndarray:
+        """(N,) of the policy of each row's episode, see ``ages``; NaN where it is not known."""
+        ages = [self.ages.get(e["policy_version"], np.nan) for e in self.episodes]
+        return np.array(ages, np.float64)[self.episode]
+
+    def windows(self, window: int, min_human: int) -> Windows:
+        """``credit.label_windows`` of every row, from whole episodes whatever the table left out.
+
+        ValueError where an episode has no outcome.
+        """
+        made = []
+        for i, (episode, c) in enumerate(zip(self.episodes, self.recorded, strict=True)):
+            if episode["outcome"] not in OUTCOMES:
+                raise ValueError(
+                    f"Episode {episode['episode_id']} is neither a success nor a failure "
+                    f"({episode['outcome']!r}), and what is learned depends on it, so nothing was "
+                    "trained. Judge it in review, or leave it out."
+                )
+            whole = label_windows(
+                c,
+                OUTCOMES[episode["outcome"]],
+                demonstration=episode["source"] == "demonstration",
+                window=window,
+                min_human=min_human,
+            )
+            made.append(whole.at(self.place[self.episode == i]))
+        return Windows.joined(made)
 
     def fingerprint(self) -> str:
         """Hash of what the rows are: episodes by content, steps, labels and action chunks."""
@@ -287,6 +333,7 @@ class _Builder:
         self.skipped: list[str] = []
         self.seen: dict[str, str] = {}
         self.episodes: list[dict] = []
+        self.recorded: list[np.ndarray] = []
         self.columns: dict[str, list[np.ndarray]] = {}
         self.form: dict | None = None
 
@@ -343,6 +390,7 @@ class _Builder:
             "sequence": sequence[rows].astype(np.int32),
             "takeover": takeover[rows].astype(np.int32),
             "episode": np.full(len(rows), len(self.episodes), np.int32),
+            "place": rows.astype(np.int32),
         }
         if self.form["object_state"]:
             columns["object_state"] = np.stack([o.object_state for o in seen]).astype(np.float32)
@@ -355,12 +403,14 @@ class _Builder:
                     "so nothing was trained. Exclude it in review."
                 )
             self.columns.setdefault(name, []).append(column)
+        self.recorded.append(np.array([s.label for s in steps], np.int8))
         self.episodes.append(
             {
                 "episode_id": info.episode_id,
                 "bag_hash": episode.bag_hash,
                 "review_hash": episode.review_hash,
                 "source": info.source,
+                "policy_version": info.policy_version,
                 "outcome": episode.outcome,
                 "task": info.task,
                 "instruction": info.instruction,
@@ -416,6 +466,7 @@ class _Builder:
             },
             object_state=joined.pop("object_state", None),
             episodes=self.episodes,
+            recorded=self.recorded,
             action_names=tuple(self.form["action_names"]),
             k=self.k,
             counts=self.counts,
