@@ -10,18 +10,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from toy_episodes import SMALL, episode, gradients, update_of
 
-from hapo_ros import labels
-from hapo_ros.episodes.types import EpisodeInfo, Observation, Step
 from hapo_ros.learning import methods, reference, trainer
-from hapo_ros.learning.data import Episode, build
+from hapo_ros.learning.data import build
 from hapo_ros.learning.runlog import RunLog
-from hapo_ros.learning.updates import OBJECTIVES, Preference
+from hapo_ros.learning.updates import Preference
 from hapo_ros.policies import checkpoint, lora
 from hapo_ros.policies.network import Network
 
-NAMES = ["x", "y", "gripper"]
-SMALL = {"width": 32, "blocks": 1, "batch_size": 16, "lr": 3e-3}
 RIGHT, WRONG = 0.5, -0.5  # of the second dimension, where the policy does not know better
 
 
@@ -31,33 +28,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def episode(name, source, live, actions, states, k=4):
-    relabelled = (
-        labels.demonstration(live)
-        if source == "demonstration"
-        else labels.relabel(np.array(live), k)
-    )
-    pose = np.array([0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0])
-    steps = [
-        Step(
-            t,
-            t,
-            Observation({}, np.zeros(9), pose, states[t]),
-            actions[t].astype(np.float32),
-            np.zeros(0, np.float32),
-            int(live[t]),
-            int(relabelled[t]),
-            "",
-            False,
-            0,
-            0.5,
-        )
-        for t in range(len(live))
-    ]
-    info = EpisodeInfo(name, "toy", "reach it", source, 0, action_space={"names": NAMES})
-    return Episode(info, steps, f"hash of {name}")
 
 
 def episodes(count=6):
@@ -91,31 +61,8 @@ def base(table, tmp_path_factory):
     return trainer.train_bc(table, {**SMALL, "k": 4, "steps": 60}, folder)
 
 
-def update_of(method, base, table, moved=True, **settings):
-    """A method's update on a base that has become surer since the reference was computed: of what
-    everyone does more than of the rest, so that z0 is positive."""
-    resolved = methods.resolve(method, {"k": 4, "batch_size": 8, **settings})
-    objective = OBJECTIVES[methods.method(method).objective]
-    policy = checkpoint.load(base.checkpoint)
-    if not objective.needs_reference:
-        return objective(policy, table, resolved)
-    policy.network.head.weight.data *= 0.6
-    kept = reference.compute(policy, table, objective.second(resolved))
-    if moved:
-        policy.network.head.weight.data /= 0.6
-    return objective(policy, table, resolved, kept)
-
-
 def preference(base, table, **settings):
     return update_of("hapo", base, table, **settings)
-
-
-def gradients(update, rows):
-    update.policy.network.zero_grad()
-    metrics = update.accumulate(np.asarray(rows))
-    return metrics, torch.cat(
-        [p.grad.flatten() for p in update.policy.network.parameters() if p.grad is not None]
-    )
 
 
 SECOND = reference.Second("mismatched", 0)
@@ -132,6 +79,7 @@ ROWS = [0, 1, 12, 13, 8, 9, 28, 60]  # demonstrations, corrections and undesirab
         *((name, {}) for name in methods.METHODS if name != "bc"),
         ("hapo", {"scope": "group"}),
         ("hapo", {"scale": "unit_mean", "l1_prediction": "generate"}),
+        ("habc_ir", {"critic_warmup": 0, "min_human": 1}),
         *((name, ANCHOR) for name in methods.METHODS if "bc_weight" in methods.resolve(name)),
     ],
     ids=str,

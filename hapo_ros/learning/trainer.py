@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -158,13 +158,18 @@ def optimize(
         raise ValueError(f"Method {method} trains a new base policy: call train_bc.")
     _refuse_existing(output)
     policy = checkpoint.load(base)
-    groups = data.GROUPS if resolved.get("no_balanced_sampling") else tuple(resolved["fractions"])
+    ancestors = checkpoint.ancestors(base) if "stale_after" in resolved else []
+    _require_first_phase(method, ancestors)
+    # A step's worth is told by the one after it, of whatever group that is.
+    whole = resolved.get("no_balanced_sampling") or "critic_warmup" in resolved
+    groups = data.GROUPS if whole else tuple(resolved["fractions"])
     options = {
         "cameras": tuple(policy.cameras),
         "object_state": policy.object_state > 0,
         "horizon": policy.horizon,
     }
     table = _table(source, resolved, groups, options).seen_by(policy)
+    table = replace(table, ages=_ages(ancestors))
     return _run(
         method,
         policy,
@@ -185,12 +190,12 @@ def _run(
     output = Path(output)
     parent = policy.version
     policy.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    sampler = _sampler(table, settings)
+    sampler = _sampler(method, table, settings)
     update = _update(method, policy, table, settings, reference_cache, hooks)
     folder = new_folder(run_folder or output.with_name(output.name + ".run"))
     with RunLog(folder) as log:
         metrics = fit(policy, update, sampler, settings, log, hooks)
-    notes = sampler.notes + log.notes
+    notes = [*sampler.notes, *update.notes, *log.notes]
     provenance = jsonable(
         {
             "method": method,
@@ -217,11 +222,15 @@ def fit(policy, update, sampler, settings: dict, log, hooks: Hooks) -> dict:
     """The loop: ``settings['steps']`` optimizer steps; returns metrics averaged over the last.
 
     One step is one effective batch, whatever the micro-batch; the learning rate's horizon counts
-    these steps. Raises Cancelled and Diverged.
+    these steps. What learns beside the policy is clipped by a norm of its own. Raises Cancelled
+    and Diverged.
     """
-    parameters = [p for p in policy.network.parameters() if p.requires_grad]
+    modules = (policy.network, *update.modules)
+    parameters = [[p for p in m.parameters() if p.requires_grad] for m in modules]
     optimizer = torch.optim.AdamW(
-        parameters, lr=settings["lr"], weight_decay=settings["weight_decay"]
+        [p for group in parameters for p in group],
+        lr=settings["lr"],
+        weight_decay=settings["weight_decay"],
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: rate(step, settings["steps"], settings["warmup"])
@@ -234,7 +243,9 @@ def fit(policy, update, sampler, settings: dict, log, hooks: Hooks) -> dict:
         rows = next(sampler)
         optimizer.zero_grad()
         metrics = update.accumulate(rows)
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings["max_grad_norm"]))
+        limit = settings["max_grad_norm"]
+        norms = [float(torch.nn.utils.clip_grad_norm_(group, limit)) for group in parameters]
+        norm = math.hypot(*norms)
         if not (math.isfinite(metrics["loss"]) and math.isfinite(norm)):
             raise Diverged(
                 f"Loss {metrics['loss']:g} and gradient {norm:g} at step {step}. Training stopped "
@@ -303,10 +314,32 @@ def _update(method: str, policy, table, settings, reference_cache, hooks):
     return objective(*inputs)
 
 
-def _sampler(table: StepTable, settings: dict) -> BalancedSampler:
-    groups, fractions = table.groups, settings["fractions"]
-    if settings.get("no_undesirable"):
-        groups = {name: rows[table.desirable[rows]] for name, rows in groups.items()}
+def _require_first_phase(method: str, ancestors: list[dict]) -> None:
+    wanted = methods.method(method).after
+    if wanted and not any(provenance.get("method") in wanted for provenance in ancestors):
+        raise ValueError(
+            f"Method {method} goes on from a policy that {' or '.join(wanted)} has trained, and "
+            f"the base was trained by {ancestors[0].get('method') or 'nothing that is known'}, so "
+            f"nothing was trained. Run {wanted[0]} first, and give its checkpoint as the base."
+        )
+
+
+def _ages(ancestors: list[dict]) -> dict[str, int]:
+    """Optimizer steps from each policy that is known to the newest, by version."""
+    ages, steps = {}, 0
+    for provenance in ancestors:
+        ages[provenance["version"]] = steps
+        if "steps" not in provenance.get("settings", {}) or not provenance.get("parent"):
+            break
+        steps += provenance["settings"]["steps"]
+        ages[provenance["parent"]] = steps
+    return ages
+
+
+def _sampler(method: str, table: StepTable, settings: dict) -> BalancedSampler:
+    drawn = OBJECTIVES[methods.method(method).objective].drawn(table, settings)
+    groups = {name: rows[drawn[rows]] for name, rows in table.groups.items()}
+    fractions = settings["fractions"]
     if settings.get("no_balanced_sampling"):
         groups = {"all": np.concatenate([groups[name] for name in fractions])}
         fractions = {"all": 1.0}

@@ -156,6 +156,20 @@ def read_provenance(folder) -> dict:
     return _read_json(Path(folder), "provenance.json")
 
 
+def ancestors(folder) -> list[dict]:
+    """Provenances of a checkpoint and of those it came from, newest first; as far as each names
+    its parent's folder and that checkpoint is still there."""
+    found = [read_provenance(folder)]
+    while parent := found[-1].get("parent_checkpoint"):
+        if not (Path(parent) / "provenance.json").is_file():
+            break
+        older = read_provenance(parent)
+        if older.get("version") != found[-1].get("parent"):
+            break
+        found.append(older)
+    return found
+
+
 def _load(folder: Path, config: dict):
     from hapo_ros.policies import family
 

@@ -1,0 +1,221 @@
+"""Behaviour cloning and what weights it: groups, classes, or a critic (method.md 1.6 and 2).
+
+An update's ``accumulate(rows)`` adds the gradients of one effective batch, in micro-batches, and
+returns its metrics. Splitting the batch differently gives the same gradients.
+"""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from hapo_ros.learning import objectives
+from hapo_ros.learning.augment import augment
+from hapo_ros.learning.credit import INTERVENTION, NO_WINDOW, POLICY_WINDOW, UNLABELLED, Windows
+from hapo_ros.learning.critic import Critic
+from hapo_ros.learning.data import GROUPS, StepTable
+
+
+def split(rows, size: int) -> list[np.ndarray]:
+    """Rows in micro-batches of ``size``; the last may be smaller."""
+    return [rows[i : i + size] for i in range(0, len(rows), size)]
+
+
+class Update:
+    """What the trainer asks of every objective, besides ``accumulate``.
+
+    needs_reference: it takes a Reference. modules: trained beside the policy's network and gone
+    after the run. notes: sentences that a user should read.
+    """
+
+    needs_reference = False
+    modules: tuple[torch.nn.Module, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @staticmethod
+    def drawn(table: StepTable, settings: dict) -> np.ndarray:
+        """(N,) bool: rows that batches are drawn from, by group. ValueError where data is missing
+        that the groups do not tell of."""
+        return np.ones(len(table), bool)
+
+
+class Cloning(Update):
+    """Behaviour cloning: mean over the batch of ``bc_loss``, each sample by its weight."""
+
+    @staticmethod
+    def drawn(table: StepTable, settings: dict) -> np.ndarray:
+        if settings.get("no_undesirable"):
+            return table.desirable
+        if "window" in settings:
+            return table.windows(settings["window"], settings["min_human"]).kind != NO_WINDOW
+        return np.ones(len(table), bool)
+
+    def __init__(self, policy, table: StepTable, settings: dict):
+        self.policy, self.table, self.settings = policy, table, settings
+        self.generator = torch.Generator().manual_seed(settings["seed"])
+
+    def accumulate(self, rows) -> dict[str, float]:
+        return {"loss": self._clone(rows, torch.ones(len(rows)))}
+
+    def _clone(self, rows, weights) -> float:
+        """Gradients of the mean loss of an effective batch, by (len(rows),) weights; that mean."""
+        size, total = self.settings["micro_batch"], 0.0
+        for micro, weight in zip(split(rows, size), split(weights, size), strict=True):
+            shift = self.settings["image_shift"]
+            batch = augment(self.table.batch(micro), shift, self.generator)
+            losses = self.policy.bc_loss(batch)
+            loss = (losses * weight.to(losses)).sum() / len(rows)
+            loss.backward()
+            total += float(loss.detach())
+        return total
+
+
+class Sirius(Cloning):
+    """Behaviour cloning weighted by who acted and what came of it: method.md 1.6."""
+
+    def __init__(self, policy, table: StepTable, settings: dict):
+        super().__init__(policy, table, settings)
+        counts = [len(table.groups[name]) for name in GROUPS]
+        self.weights = objectives.sirius_weights(counts)[torch.from_numpy(table.group)]
+
+    def accumulate(self, rows) -> dict[str, float]:
+        return {"loss": self._clone(rows, self.weights[rows])}
+
+
+def credit(table: StepTable, settings: dict) -> Windows:
+    """Every row's window; those that a policy made too long ago are not labelled any more."""
+    windows = table.windows(settings["window"], settings["min_human"])
+    stale = (windows.kind == POLICY_WINDOW) & _stale(table, settings)
+    return replace(
+        windows,
+        outcome=np.where(stale, UNLABELLED, windows.outcome),
+        progress=windows.progress & ~stale,
+    )
+
+
+def _stale(table: StepTable, settings: dict) -> np.ndarray:
+    """(N,) bool: of an episode whose policy is known to be older than ``stale_after``."""
+    limit = settings["stale_after"]
+    return table.age > (math.inf if limit is None else limit)
+
+
+class Judged(Cloning):
+    """Cloning weighted by a critic that learns from the same batches.
+
+    The critic reads the policy's features, and its loss goes no further than its own heads, unless
+    ``critic_backbone``: so that what is served is changed by the weighted cloning alone, and the
+    warm-up is plain cloning.
+    """
+
+    def __init__(self, policy, table: StepTable, settings: dict, critic: torch.nn.Module):
+        super().__init__(policy, table, settings)
+        self.device = next(policy.network.parameters()).device
+        self.critic = critic.to(self.device)
+        self.modules = (self.critic,)
+        self.following = table.following
+        self.updates = 0
+        warmup = settings["critic_warmup"]
+        if warmup >= settings["steps"]:
+            self.notes += (
+                f"All {settings['steps']} steps were the critic's warm-up (critic_warmup {warmup}),"
+                " so nothing was weighted by it. Train for more steps.",
+            )
+
+    def accumulate(self, rows) -> dict[str, float]:
+        """One effective batch: ``loss`` of the weighted cloning, and what ``_judge`` says."""
+        weights, metrics = self._judge(rows, warm=self.updates < self.settings["critic_warmup"])
+        self.updates += 1
+        return {"loss": self._clone(rows, weights), **metrics}
+
+    def _judge(self, rows, warm: bool):
+        """The critic's gradients; (len(rows),) weights, while it is warm too; its metrics."""
+        raise NotImplementedError
+
+    def _seen(self, rows):
+        """The critic's answers to a micro-batch, and without gradient to the steps after it."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.settings["critic_backbone"]):
+            features = self.policy.features(self.table.batch(rows))
+        with torch.no_grad():
+            after = self.critic(self.policy.features(self.table.batch(self.following[rows])))
+        return self.critic(features), after
+
+
+class Habc(Judged):
+    """Cloning weighted by viability and efficiency of what the policy did: HABC, method.md 2."""
+
+    @staticmethod
+    def drawn(table: StepTable, settings: dict) -> np.ndarray:
+        windows = credit(table, settings)
+        own = windows.kind == POLICY_WINDOW
+        for outcome, name in ((1, "succeeded"), (0, "failed")):
+            if not (own & (windows.outcome == outcome)).any():
+                raise ValueError(
+                    f"There is no step of the policy in an episode that {name} without a human, or "
+                    "after the last correction, so viability cannot be learned and nothing was "
+                    f"trained. Record deployment episodes that {name} so, too, with a policy that "
+                    f"is at most {settings['stale_after']} optimizer steps old (stale_after)."
+                )
+        return (windows.kind != NO_WINDOW) & ~(own & (windows.outcome == UNLABELLED))
+
+    def __init__(self, policy, table: StepTable, settings: dict):
+        t_max = settings["t_max"] or max(map(len, table.recorded))
+        critic = Critic(policy.feature_size, t_max, settings["seed"])
+        super().__init__(policy, table, settings, critic)
+        windows = credit(table, settings)
+        self.kind, self.outcome, self.progress, self.terminal = (
+            torch.from_numpy(getattr(windows, name)).to(self.device)
+            for name in ("kind", "outcome", "progress", "terminal")
+        )
+        stale = int(((windows.kind == POLICY_WINDOW) & _stale(table, settings)).sum())
+        if stale:
+            self.notes += (
+                f"Not used: {stale} steps of policies that are more than {settings['stale_after']} "
+                "optimizer steps old.",
+            )
+
+    def _judge(self, rows, warm: bool):
+        """Weights of eq. (8). Metrics: both heads' losses, and the mean gate of the policy's and of
+        the operator's steps (NaN for none; in the warm-up 1)."""
+        values, metrics = self._learn(rows)
+        kind, outcome = self.kind[rows], self.outcome[rows]
+        gate = torch.ones(len(rows), device=self.device)
+        if not warm:
+            gate = objectives.habc_gate(
+                *values, self.terminal[rows], no_efficiency=self.settings["no_efficiency"]
+            )
+        weights = objectives.habc_weights(
+            gate,
+            kind,
+            outcome,
+            reweight_interventions=self.settings["reweight_interventions"],
+            demonstrations_in_mean=self.settings["demonstrations_in_mean"],
+            eps=self.settings["eps"],
+        )
+        metrics["gate_policy"] = float(gate[(kind == POLICY_WINDOW) & (outcome == 1)].mean())
+        metrics["gate_human"] = float(gate[kind == INTERVENTION].mean())
+        return weights, metrics
+
+    def _learn(self, rows):
+        """Gradients of eq. (4); z_v and V_e (len(rows),) at each step and the one after it, in the
+        order of ``habc_gate``; and both losses."""
+        counts = int((self.outcome[rows] != UNLABELLED).sum()), int(self.progress[rows].sum())
+        values, losses = [], []
+        for micro in split(rows, self.settings["micro_batch"]):
+            (z_v, v_e), (z_v_next, v_e_next) = self._seen(micro)
+            terminal = self.terminal[micro]
+            viability, efficiency = objectives.critic_losses(
+                z_v,
+                v_e,
+                objectives.efficiency_target(v_e_next, terminal, self.critic.t_max),
+                self.outcome[micro],
+                self.progress[micro],
+                delta=self.settings["huber_delta"],
+                counts=counts,
+            )
+            (viability if self.settings["no_efficiency"] else viability + efficiency).backward()
+            values.append(torch.stack([z_v.detach(), z_v_next, v_e.detach(), v_e_next]))
+            losses.append(torch.stack([viability, efficiency]).detach())
+        viability, efficiency = sum(losses).tolist()
+        metrics = {"viability_loss": viability, "efficiency_loss": efficiency}
+        return torch.cat(values, 1), metrics

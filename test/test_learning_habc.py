@@ -1,0 +1,322 @@
+"""HABC through the trainer: what its critic finds and its policy becomes (method.md 2)."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from toy_episodes import SMALL, episode, gradients, update_of
+
+from hapo_ros.labels import HUMAN, POLICY
+from hapo_ros.learning import methods, trainer
+from hapo_ros.learning.credit import INTERVENTION, NO_WINDOW, POLICY_WINDOW, UNLABELLED
+from hapo_ros.learning.data import build
+from hapo_ros.learning.runlog import RunLog
+from hapo_ros.learning.updates import OBJECTIVES
+from hapo_ros.policies import checkpoint
+
+FAMILY = ("habc_v", "habc", "habc_ir")
+QUICK = {"k": 4, "steps": 4, "batch_size": 16, "min_human": 2, "warmup": 0, "lr": 1e-3}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def run(name, live, outcome="success", **options):
+    rng = np.random.default_rng(len(name) + len(live))
+    states = rng.uniform(-1, 1, (len(live), 2))
+    return episode(name, "deployment", live, np.c_[states, np.ones(len(live))], states,
+                   outcome=outcome, **options)  # fmt: skip
+
+
+def episodes():
+    demonstrations = [replace(run(f"demo{i}", [POLICY] * 8), bag_hash=f"d{i}") for i in range(2)]
+    for made in demonstrations:
+        made.info.source = "demonstration"
+    p, h = [POLICY], [HUMAN]
+    return [
+        *demonstrations,
+        run("alone", p * 6),
+        run("lost", p * 5, "failure"),
+        run("helped", p * 3 + h * 4 + p * 3),
+        run("in vain", p * 2 + h * 3 + p * 2, "failure"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def table():
+    return build(episodes(), k=4)
+
+
+@pytest.fixture(scope="module")
+def base(table, tmp_path_factory):
+    torch.set_num_threads(1)
+    return trainer.train_bc(
+        table, {**SMALL, "k": 4, "steps": 5}, tmp_path_factory.mktemp("base") / "base"
+    )
+
+
+def optimize(table, base, method, output, **settings):
+    return trainer.optimize(table, base.checkpoint, method, QUICK | settings, output)
+
+
+# Which steps
+
+
+def test_windows_are_of_whole_episodes_whatever_the_table_leaves_out(table):
+    cut = build(
+        [run("cut", [POLICY] * 2 + [HUMAN] * 3, "failure", unresolved=True)], k=4
+    )  # the correction is left out, and what the policy did before it is not to blame for the end
+    assert len(cut) == 2
+    assert (cut.windows(50, 2).outcome == UNLABELLED).all()
+    windows = table.windows(50, 2)
+    names = np.array([e["episode_id"] for e in table.episodes])[table.episode]
+    assert windows.outcome[names == "alone"].tolist() == [1] * 6
+    assert windows.outcome[names == "helped"].tolist() == [-1] * 7 + [1] * 3
+    assert (windows.kind[names == "helped"] == INTERVENTION).tolist() == (
+        [False] * 3 + [True] * 3 + [False] * 4  # the last human step has but one in its window
+    )
+    assert np.flatnonzero(windows.terminal[names == "helped"]).tolist() == [9]
+
+
+def test_what_follows_a_step_is_of_its_episode(table):
+    following = table.following
+    assert (table.episode[following] == table.episode).all()
+    moved = following != np.arange(len(table))
+    assert (table.sequence[following[moved]] == table.sequence[moved] + 1).all()
+    assert (~moved).sum() == len(table.episodes)
+
+
+def test_batches_hold_no_step_whose_outcome_is_anothers_doing(table):
+    settings = methods.resolve("habc", QUICK)
+    drawn = OBJECTIVES["habc"].drawn(table, settings)
+    windows = table.windows(50, 2)
+    assert (drawn == ((windows.kind != NO_WINDOW) & ~(
+        (windows.kind == POLICY_WINDOW) & (windows.outcome == UNLABELLED)
+    ))).all()  # fmt: skip
+    sampler = trainer._sampler("habc", table, settings)
+    assert sampler.counts == {"expert": 8, "human": 4, "policy": 4}
+    assert drawn[sampler.effective(0)].all()
+
+
+# The update
+
+
+def by_hand(update, rows, reweight):
+    """Weights (len(rows),) of the rows, in numpy."""
+    with torch.no_grad():
+        now, after = (
+            [x.numpy() for x in update.critic(update.policy.features(update.table.batch(r)))]
+            for r in (rows, update.table.following[rows])
+        )
+    windows = update.table.windows(50, 2)
+    p = 1 / (1 + np.exp(-now[0]))
+    a_v, a_e = after[0] - now[0], -1 + after[1] - now[1]
+    terminal = windows.terminal[rows]
+    a_v[terminal], a_e[terminal] = 0.0, -now[1][terminal]
+    gate = 1 + np.tanh((1 - p) * a_v + p * a_e)
+    kind, outcome = windows.kind[rows], windows.outcome[rows]
+    weights = np.ones(len(rows))
+    weights[(kind == POLICY_WINDOW) & (outcome == 1)] = gate[
+        (kind == POLICY_WINDOW) & (outcome == 1)
+    ]
+    weights[(kind == POLICY_WINDOW) & (outcome == 0)] = 0.0
+    if reweight:
+        weights[kind == INTERVENTION] = gate[kind == INTERVENTION]
+    return weights / weights.mean()
+
+
+@pytest.mark.parametrize("method", ["habc", "habc_ir"])
+def test_the_actors_loss_is_that_of_weights_by_hand_with_a_mean_of_1(base, table, method):
+    rows = np.flatnonzero(OBJECTIVES["habc"].drawn(table, methods.resolve(method, QUICK)))
+    update = update_of(method, base, table, critic_warmup=0, min_human=2, micro_batch=5)
+    weights = by_hand(update, rows, method == "habc_ir")
+    assert weights.mean() == pytest.approx(1.0) and weights.std() > 0.3
+    given = []
+    clone = update._clone
+    update._clone = lambda rows, weights: given.append(weights) or clone(rows, weights)
+    metrics, _ = gradients(update, rows)
+    np.testing.assert_allclose(given[0], weights, rtol=1e-3, atol=1e-5)
+    with torch.no_grad():
+        losses = update.policy.bc_loss(table.batch(rows)).numpy()
+    assert metrics["loss"] == pytest.approx((weights * losses).mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize("method", FAMILY)
+def test_the_critics_gradients_too_do_not_depend_on_the_micro_batch(base, table, method):
+    def update(size):
+        options = {"critic_warmup": 0, "min_human": 2, "critic_backbone": method == "habc"}
+        return update_of(method, base, table, micro_batch=size, **options)
+
+    rows = np.arange(10, len(table))
+    whole, whole_gradient = gradients(update(len(rows)), rows)
+    for size in (1, 7):
+        metrics, gradient = gradients(update(size), rows)
+        torch.testing.assert_close(gradient, whole_gradient, rtol=1e-3, atol=1e-5)
+        assert metrics == pytest.approx(whole, rel=1e-3, nan_ok=True)
+
+
+def test_the_critics_loss_stays_in_its_heads_unless_asked_for(base, table):
+    def policy_gradient(rows, **settings):
+        update = update_of("habc", base, table, min_human=2, **settings)
+        gradients(update, rows)
+        return sum(
+            float(p.grad.abs().sum())
+            for p in update.policy.network.parameters() if p.grad is not None
+        )  # fmt: skip
+
+    failed = table.groups["policy"][6:11]  # nothing is cloned of them
+    assert policy_gradient(failed) == 0.0
+    assert policy_gradient(failed, critic_backbone=True) > 0.0
+
+
+# Through the trainer
+
+
+def test_the_warm_up_is_plain_cloning(base, table, tmp_path):
+    """Of demonstrations and corrections every step weighs 1, so habc is imit_dagger there."""
+    halves = {"fractions": {"expert": 0.5, "human": 0.5}}
+    warm, cloned, judged = (
+        optimize(table, base, method, tmp_path / f"{number}", **own)
+        for number, (method, own) in enumerate(
+            [
+                ("habc", halves | {"critic_warmup": 4}),
+                ("imit_dagger", {}),
+                ("habc", {"critic_warmup": 3}),
+            ]
+        )
+    )
+    assert warm.version == cloned.version
+    assert "All 4 steps were the critic's warm-up" in warm.notes[0] and judged.notes == []
+    lines = [json.loads(line) for line in (judged.run / "metrics.jsonl").open()]
+    assert [line["gate_policy"] for line in lines[:3]] == [1.0] * 3 != lines[3]["gate_policy"]
+
+
+def test_habc_v_is_habc_with_the_efficiency_term_off(base, table, tmp_path):
+    own = {"critic_warmup": 0}
+    viability, off, both = (
+        optimize(table, base, method, tmp_path / f"{number}", **own | more)
+        for number, (method, more) in enumerate(
+            [("habc_v", {}), ("habc", {"no_efficiency": True}), ("habc", {})]
+        )
+    )
+    assert viability.version == off.version != both.version
+    update = update_of("habc_v", base, table, critic_warmup=0)
+    gradients(update, np.arange(len(table)))
+    assert all(p.grad is None for p in update.critic.efficiency.parameters())
+
+
+def test_corrections_are_reweighted_only_after_a_first_phase(base, table, tmp_path):
+    with pytest.raises(ValueError, match=r"habc_ir goes on from .* trained by bc, so nothing was"):
+        optimize(table, base, "habc_ir", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    first = optimize(table, base, "habc", tmp_path / "first")
+    cloning = {"k": 4, "steps": 1, "batch_size": 8}
+    between = trainer.optimize(
+        table, first.checkpoint, "bc_continue", cloning, tmp_path / "between"
+    )
+    second = optimize(table, between, "habc_ir", tmp_path / "second", critic_warmup=0)
+    plain = optimize(table, between, "habc", tmp_path / "plain", critic_warmup=0)
+    assert second.version != plain.version
+
+
+def test_the_result_is_an_ordinary_checkpoint_without_a_critic(base, table, tmp_path):
+    trained = optimize(table, base, "habc", tmp_path / "new", parameters="full")
+    before, after = checkpoint.load(base.checkpoint), checkpoint.load(trained.checkpoint)
+    assert after.network.state_dict().keys() == before.network.state_dict().keys()
+    assert checkpoint.read_provenance(trained.checkpoint)["settings"]["critic_warmup"] == 500
+
+
+def test_what_an_old_policy_did_is_not_learned_from(base, table, tmp_path):
+    """A policy's age is counted in optimizer steps along the base's ancestors."""
+    first = optimize(table, base, "habc", tmp_path / "first", steps=3)
+    second = optimize(table, first, "habc", tmp_path / "second", steps=2)
+    known = {second.version: 0, first.version: 2, base.version: 5}
+    assert trainer._ages(checkpoint.ancestors(second.checkpoint)) == known
+    aged = episodes()
+    for made, version in zip(aged[2:], (base.version, first.version, "unknown", ""), strict=True):
+        made.info.policy_version = version
+    steps = build(aged, k=4)
+    third = optimize(steps, second, "habc", tmp_path / "third", stale_after=5)
+    assert not any("Not used" in note for note in third.notes)
+    third = optimize(steps, second, "habc", tmp_path / "fourth", stale_after=4)
+    assert (
+        third.notes[0] == "Not used: 6 steps of policies that are more than 4 optimizer steps old."
+    )
+    drawn = OBJECTIVES["habc"].drawn(
+        replace(steps, ages=known), methods.resolve("habc", QUICK | {"stale_after": 4})
+    )
+    names = np.array([e["episode_id"] for e in steps.episodes])[steps.episode]
+    assert not drawn[names == "alone"].any() and drawn[names == "lost"].all()
+
+
+def test_data_that_habc_cannot_learn_from_are_refused_with_what_to_record(base, tmp_path):
+    def refused(made, method="habc"):
+        with pytest.raises(ValueError) as error:
+            optimize(build(made, k=4), base, method, tmp_path / "new")
+        assert list(tmp_path.iterdir()) == [] and "nothing was trained" in str(error.value)
+        return str(error.value)
+
+    made = episodes()
+    assert "no step for human" in refused(made[:4])
+    assert "no step for human" in refused(made[:4], "imit_dagger")
+    assert "in an episode that failed without a human" in refused([*made[:3], made[4]])
+    assert "in an episode that succeeded without" in refused([*made[:2], made[3], made[5]])
+    unjudged = replace(made[3], outcome="unknown")
+    assert "lost is neither a success nor a failure ('unknown')" in refused([*made[:3], unjudged])
+
+
+# That it learns
+
+ADVANCE, DITHER, STRAY = 0.7, -0.7, 0.0
+
+
+def chain():
+    """4 places in a row; at each, the policy advances twice as often as it dithers, and advancing
+    from the last one is the success. From the first it may also stray, off the row, and fail."""
+
+    def walk(name, places, actions, outcome):
+        states = np.array([[p, 1.0 if p >= 0 else -1.0] for p in places]) / [3, 1]
+        moves = np.c_[np.zeros(len(actions)), actions, np.ones(len(actions))]
+        return episode(name, "deployment", [POLICY] * len(places), moves, states, outcome=outcome)
+
+    return build(
+        [
+            walk("slow", np.repeat(range(4), 2), [DITHER, ADVANCE] * 4, "success"),
+            walk("fast", range(4), [ADVANCE] * 4, "success"),
+            *(walk(f"lost{i}", [0, -1, -2, -3], [STRAY] * 4, "failure") for i in range(2)),
+        ],
+        k=4,
+    )
+
+
+def test_the_critic_finds_known_values_and_the_policy_comes_to_advance(tmp_path):
+    table = chain()
+    drawn = {"k": 4, "fractions": {"policy": 1.0}}
+    base = trainer.train_bc(table, SMALL | drawn | {"steps": 1}, tmp_path / "base")
+    settings = {"steps": 400, "batch_size": 20, "critic_warmup": 250, "parameters": "full"}
+    settings = methods.resolve("habc", drawn | settings | {"lr": 3e-3})
+    policy = checkpoint.load(base.checkpoint)
+    update = OBJECTIVES["habc"](policy, table, settings)
+    sampler = trainer._sampler("habc", table, settings)
+    (tmp_path / "run").mkdir()
+    with RunLog(tmp_path / "run") as log:
+        trainer.fit(policy, update, sampler, settings, log, trainer.Hooks())
+    with torch.no_grad():
+        z_v, v_e = update.critic(policy.features(table.batch(np.arange(20))))
+        likely = policy.log_prob(table.batch(np.arange(20)))[0][:, 1].exp()
+    # A third of the steps goes nowhere: V(s) = V(s + 1) - 3 / 2, and the last target is 0.
+    np.testing.assert_allclose(v_e[:8:2], [-5.0, -3.5, -2.0, -0.5], atol=0.5)
+    viability = z_v.sigmoid()
+    assert viability[0] == pytest.approx(3 / 5, abs=0.1)
+    assert (viability[2:8] > 0.9).all() and (viability[13:16] < 0.1).all()
+    # The gate is 1 + tanh(1 / 2) where it advances and 1 + tanh(-1) where it does not; cloning
+    # would make them 2 / 3 and 1 / 3, and of what strays at the first place 2 / 5.
+    assert (likely[3:8:2] > 0.8).all() and (likely[2:8:2] < 0.2).all()
+    assert likely[12] < 0.05
