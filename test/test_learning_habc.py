@@ -63,7 +63,8 @@ def base(table, tmp_path_factory):
 
 
 def optimize(table, base, method, output, **settings):
-    return trainer.optimize(table, base.checkpoint, method, QUICK | settings, output)
+    quick = {name: value for name, value in QUICK.items() if name in methods.resolve(method)}
+    return trainer.optimize(table, base.checkpoint, method, quick | settings, output)
 
 
 # Which steps
@@ -270,6 +271,65 @@ def test_data_that_habc_cannot_learn_from_are_refused_with_what_to_record(base, 
     assert "in an episode that succeeded without" in refused([*made[:2], made[3], made[5]])
     unjudged = replace(made[3], outcome="unknown")
     assert "lost is neither a success nor a failure ('unknown')" in refused([*made[:3], unjudged])
+
+
+# imit_recap
+
+
+def test_recap_keeps_the_share_of_held_out_steps_that_is_asked_for(base, table):
+    update = update_of("imit_recap", base, table, critic_warmup=0, held_out=0.5, keep=0.37)
+    held = update.held_out(table, update.settings)
+    assert len(np.unique(table.episode[held])) == 2 and not held[table.demonstration].any()
+    assert (update.drawn(table, update.settings) == ~held).all()
+    rows = np.arange(len(table))
+    with torch.no_grad():
+        value = update.critic.value(update.critic(update.policy.features(table.batch(rows))))
+    value = value.numpy().astype(np.float64)
+    end = table.following == rows
+    success = np.array([e["outcome"] == "success" for e in table.episodes])[table.episode]
+    reward = np.where(end, np.where(success, 0.0, -100.0), -1.0)
+    residual = np.where(end, reward, reward + 0.99 * value[table.following]) - value
+    metrics, _ = gradients(update, rows)
+    assert metrics["threshold"] == pytest.approx(np.quantile(residual[held], 0.63), rel=1e-3)
+    deployed = residual[~table.demonstration]
+    assert metrics["kept"] == pytest.approx((deployed > metrics["threshold"]).mean(), abs=0.05)
+    with torch.no_grad():
+        losses = update.policy.bc_loss(table.batch(rows)).numpy()
+    kept = table.demonstration | (residual > metrics["threshold"])
+    assert metrics["loss"] == pytest.approx(losses[kept].mean(), rel=1e-2)
+
+
+def test_recap_keeps_everything_while_its_value_warms_up(base, table, tmp_path):
+    trained = optimize(table, base, "imit_recap", tmp_path / "new", critic_warmup=2)
+    lines = [json.loads(line) for line in (trained.run / "metrics.jsonl").open()]
+    assert [line["kept"] for line in lines[:2]] == [1.0, 1.0] and lines[2]["kept"] < 1.0
+    assert [line["threshold"] is None for line in lines] == [True, True, False, False]
+
+
+def test_the_value_of_recap_is_that_of_the_rewards_to_come(tmp_path):
+    table = chain()
+    drawn = {"k": 4, "fractions": {"policy": 1.0}}
+    base = trainer.train_bc(table, SMALL | drawn | {"steps": 1}, tmp_path / "base")
+    settings = {"batch_size": 20, "failure_penalty": 9.0, "gamma": 0.9, "value_bins": 21}
+    update = update_of("imit_recap", base, table, **settings)
+    optimizer = torch.optim.Adam(update.critic.parameters(), 1e-2)
+    rows = np.arange(20)
+    for _ in range(300):
+        gradients(update, rows)
+        optimizer.step()
+    with torch.no_grad():
+        value = update.critic.value(update.critic(update.policy.features(table.batch(rows))))
+    lost = [-9.0]
+    for _ in range(2):
+        lost.append(-1 + 0.9 * lost[-1])
+    np.testing.assert_allclose(value[13:16], lost[::-1], atol=0.3)
+    at_goal = -1 / (3 - 0.9)  # V = (-1 + 0.9 V) / 3: two of three steps there end the episode
+    assert value[7].item() == pytest.approx(at_goal, abs=0.3)
+
+
+def test_recap_needs_episodes_to_hold_out(base, tmp_path):
+    with pytest.raises(ValueError, match="Deployment episodes to learn from: 1"):
+        optimize(build(episodes()[:3], k=4), base, "imit_recap", tmp_path / "new")
 
 
 # That it learns

@@ -106,6 +106,9 @@ def test_habc_has_the_constants_of_its_paper():
     assert resolve("habc_ir") == settings | {"reweight_interventions": True}
     dagger = resolve("imit_dagger")
     assert dagger["fractions"] == {"expert": 0.5, "human": 0.5} and "critic_warmup" not in dagger
+    recap = resolve("imit_recap")
+    assert (recap["gamma"], recap["failure_penalty"]) == (0.99, 100.0)
+    assert recap["fractions"] == {"expert": 0.5, "interaction": 0.5}
 
 
 def test_bc_continue_sees_demonstrations_alone_and_has_no_preference_setting():

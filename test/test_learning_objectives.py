@@ -20,8 +20,10 @@ from hapo_ros.learning.objectives import (
     log_ratio,
     merge_metrics,
     mismatched_kl,
+    recap_target,
     sirius_weights,
     tpo_loss,
+    value_losses,
 )
 
 DESIRABLE = torch.tensor([True, False, True, False, True, True])
@@ -536,6 +538,36 @@ def test_the_critics_losses_of_micro_batches_add_up_to_those_of_the_batch():
         for i in range(5)
     ]
     torch.testing.assert_close(sum(parts), torch.stack(critic_losses(*arguments)))
+
+
+RETURNS = torch.tensor([-20.0, -15.0, -10.0, -5.0, 0.0], dtype=torch.float64)
+
+
+def test_the_target_and_loss_of_a_distribution_over_returns_computed_by_hand():
+    reward = torch.tensor([-1.0, -100.0, 0.0])
+    value_next = torch.tensor([-8.0, float("nan"), float("nan")])
+    end = torch.tensor([False, True, True])
+    target = recap_target(reward, value_next, end, 0.99)
+    assert target.tolist() == pytest.approx([-1 - 0.99 * 8, -100.0, 0.0])
+    logits = torch.tensor([[0.1, -0.4, 0.7, 1.2, 0.0]] * 3, dtype=torch.float64)
+    logp = (logits[0] - logits[0].exp().sum().log()).numpy()
+    expected = [
+        -(0.784 * logp[2] + 0.216 * logp[3]),  # -8.92 lies 0.216 of the way from -10 to -5
+        -logp[0],
+        -logp[4],
+    ]
+    losses = value_losses(logits, target.double(), RETURNS)
+    assert losses.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_values_gradient_is_that_of_its_loss_and_is_0_where_it_is_right():
+    logits = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    target = torch.tensor([-12.0, 3.0, -99.0], dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: value_losses(x, target, RETURNS), logits)
+    right = torch.tensor([[1e-9, 0.4, 0.6, 1e-9, 1e-9]], dtype=torch.float64).log()
+    right.requires_grad_()
+    value_losses(right, target[:1], RETURNS).sum().backward()
+    assert right.grad.abs().max() < 1e-6
 
 
 FINITE = st.floats(-20, 20)

@@ -80,6 +80,7 @@ ROWS = [0, 1, 12, 13, 8, 9, 28, 60]  # demonstrations, corrections and undesirab
         ("hapo", {"scope": "group"}),
         ("hapo", {"scale": "unit_mean", "l1_prediction": "generate"}),
         ("habc_ir", {"critic_warmup": 0, "min_human": 1}),
+        ("imit_recap", {"critic_warmup": 0}),
         *((name, ANCHOR) for name in methods.METHODS if "bc_weight" in methods.resolve(name)),
     ],
     ids=str,

@@ -10,10 +10,11 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from hapo_ros import labels
 from hapo_ros.learning import objectives
 from hapo_ros.learning.augment import augment
 from hapo_ros.learning.credit import INTERVENTION, NO_WINDOW, POLICY_WINDOW, UNLABELLED, Windows
-from hapo_ros.learning.critic import Critic
+from hapo_ros.learning.critic import Critic, Returns
 from hapo_ros.learning.data import GROUPS, StepTable
 
 
@@ -86,7 +87,7 @@ class Sirius(Cloning):
 def credit(table: StepTable, settings: dict) -> Windows:
     """Every row's window; those that a policy made too long ago are not labelled any more."""
     windows = table.windows(settings["window"], settings["min_human"])
-    stale = (windows.kind == POLICY_WINDOW) & _stale(table, settings)
+    stale = _stale(table, settings)
     return replace(
         windows,
         outcome=np.where(stale, UNLABELLED, windows.outcome),
@@ -95,9 +96,10 @@ def credit(table: StepTable, settings: dict) -> Windows:
 
 
 def _stale(table: StepTable, settings: dict) -> np.ndarray:
-    """(N,) bool: of an episode whose policy is known to be older than ``stale_after``."""
+    """(N,) bool: what a policy did that is known to be older than ``stale_after``."""
     limit = settings["stale_after"]
-    return table.age > (math.inf if limit is None else limit)
+    by_policy = ~table.demonstration & (table.labels != labels.HUMAN)
+    return by_policy & (table.age > (math.inf if limit is None else limit))
 
 
 class Judged(Cloning):
@@ -115,6 +117,12 @@ class Judged(Cloning):
         self.modules = (self.critic,)
         self.following = table.following
         self.updates = 0
+        stale = int(_stale(table, settings).sum())
+        if stale:
+            self.notes += (
+                f"Not used: {stale} steps of policies that are more than {settings['stale_after']} "
+                "optimizer steps old.",
+            )
         warmup = settings["critic_warmup"]
         if warmup >= settings["steps"]:
             self.notes += (
@@ -153,8 +161,8 @@ class Habc(Judged):
                 raise ValueError(
                     f"There is no step of the policy in an episode that {name} without a human, or "
                     "after the last correction, so viability cannot be learned and nothing was "
-                    f"trained. Record deployment episodes that {name} so, too, with a policy that "
-                    f"is at most {settings['stale_after']} optimizer steps old (stale_after)."
+                    f"trained. Record deployment episodes that {name} so, too. (What a policy of "
+                    "more than stale_after optimizer steps ago did is not counted.)"
                 )
         return (windows.kind != NO_WINDOW) & ~(own & (windows.outcome == UNLABELLED))
 
@@ -167,12 +175,6 @@ class Habc(Judged):
             torch.from_numpy(getattr(windows, name)).to(self.device)
             for name in ("kind", "outcome", "progress", "terminal")
         )
-        stale = int(((windows.kind == POLICY_WINDOW) & _stale(table, settings)).sum())
-        if stale:
-            self.notes += (
-                f"Not used: {stale} steps of policies that are more than {settings['stale_after']} "
-                "optimizer steps old.",
-            )
 
     def _judge(self, rows, warm: bool):
         """Weights of eq. (8). Metrics: both heads' losses, and the mean gate of the policy's and of
@@ -219,3 +221,87 @@ class Habc(Judged):
         viability, efficiency = sum(losses).tolist()
         metrics = {"viability_loss": viability, "efficiency_loss": efficiency}
         return torch.cat(values, 1), metrics
+
+
+class ImitRecap(Judged):
+    """Cloning of the steps that turned out better than a value had expected: method.md 2.
+
+    Whoever acted: nothing is made of control authority. A step is rewarded with -1, the last one of
+    a success with 0 and of a failure with -``failure_penalty``. Of deployments, a step is kept
+    where its temporal difference is above a threshold, which lets the share ``keep`` of held-out
+    episodes pass and is chosen anew every ``REFRESH`` steps. Demonstrations are always kept.
+    """
+
+    REFRESH = 50
+    HELD_OUT_STEPS = 512  # at most so many of them are looked at
+
+    @staticmethod
+    def held_out(table: StepTable, settings: dict) -> np.ndarray:
+        """(N,) bool: of the episodes that the threshold is chosen on, a seeded draw."""
+        deployments = np.unique(table.episode[~table.demonstration])
+        if len(deployments) < 2:
+            raise ValueError(
+                f"Deployment episodes to learn from: {len(deployments)}. Some have to be held out "
+                "to choose what is kept, so nothing was trained. Record more of them."
+            )
+        count = min(max(1, round(settings["held_out"] * len(deployments))), len(deployments) - 1)
+        draw = np.random.default_rng([settings["seed"], 0x4E1D]).permutation(deployments)
+        return np.isin(table.episode, draw[:count])
+
+    @classmethod
+    def drawn(cls, table: StepTable, settings: dict) -> np.ndarray:
+        return ~cls.held_out(table, settings) & ~_stale(table, settings)
+
+    def __init__(self, policy, table: StepTable, settings: dict):
+        gamma, penalty = settings["gamma"], settings["failure_penalty"]
+        longest = max(map(len, table.recorded))
+        lowest = -penalty - sum(gamma**step for step in range(longest))
+        critic = Returns(policy.feature_size, lowest, settings["value_bins"], settings["seed"])
+        super().__init__(policy, table, settings, critic)
+        end = self.following == np.arange(len(table))
+        success = table.windows(1, 1).terminal
+        reward = np.where(end, np.where(success, 0.0, -penalty), -1.0).astype(np.float32)
+        self.end, self.reward, self.demonstration = (
+            torch.from_numpy(array).to(self.device) for array in (end, reward, table.demonstration)
+        )
+        held = np.flatnonzero(self.held_out(table, settings))
+        draw = np.random.default_rng([settings["seed"], 0x4E1E]).permutation(held)
+        self.held = draw[: self.HELD_OUT_STEPS]
+        self.threshold = -math.inf
+
+    def _judge(self, rows, warm: bool):
+        """1 for every step that is kept, over their share. Metrics: the value's loss, the threshold
+        (NaN in the warm-up, which keeps everything) and the share of deployment steps kept."""
+        if not warm and (self.updates - self.settings["critic_warmup"]) % self.REFRESH == 0:
+            self.threshold = self._choose()
+        residuals, total = [], 0.0
+        for micro in split(rows, self.settings["micro_batch"]):
+            logits, target, residual = self._residuals(micro)
+            losses = objectives.value_losses(logits, target, self.critic.returns)
+            loss = losses.sum() / len(rows)
+            loss.backward()
+            total += float(loss.detach())
+            residuals.append(residual)
+        demonstration = self.demonstration[rows]
+        kept = demonstration | (torch.cat(residuals) > self.threshold)
+        weights = kept / kept.float().mean().clamp(min=1.0 / len(rows))
+        return weights, {
+            "value_loss": total,
+            "threshold": self.threshold if math.isfinite(self.threshold) else math.nan,
+            "kept": float(kept[~demonstration].float().mean()),
+        }
+
+    def _residuals(self, rows):
+        """Logits, target and, without gradient, temporal difference of a micro-batch."""
+        logits, after = self._seen(rows)
+        target = objectives.recap_target(
+            self.reward[rows], self.critic.value(after), self.end[rows], self.settings["gamma"]
+        )
+        return logits, target, target - self.critic.value(logits).detach()
+
+    @torch.no_grad()
+    def _choose(self) -> float:
+        """The threshold that the share ``keep`` of the held-out steps is above."""
+        micros = split(self.held, self.settings["micro_batch"])
+        residuals = torch.cat([self._residuals(micro)[2] for micro in micros])
+        return float(residuals.quantile(1.0 - self.settings["keep"]))

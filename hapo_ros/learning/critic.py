@@ -36,3 +36,23 @@ class Critic(nn.Module):
     def forward(self, features):
         """(B, W) -> z_v (B,), V_e (B,) in steps."""
         return self.viability(features)[:, 0], self.t_max * self.efficiency(features)[:, 0]
+
+
+class Returns(nn.Module):
+    """The value head of imit_recap: a distribution over what an episode still returns (HABC
+    appendix A), ``bins`` values from ``lowest`` to 0. The same seed gives the same weights."""
+
+    def __init__(self, features: int, lowest: float, bins: int, seed: int):
+        super().__init__()
+        self.register_buffer("returns", torch.linspace(lowest, 0.0, bins))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.head = head(features, bins)
+
+    def forward(self, features):
+        """(B, W) -> (B, bins) logits."""
+        return self.head(features)
+
+    def value(self, logits):
+        """(B,) mean of the distribution."""
+        return (logits.softmax(-1) * self.returns).sum(1)

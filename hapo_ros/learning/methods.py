@@ -2,7 +2,7 @@
 
 A method is an objective, the groups its batches are drawn from, and defaults that differ from the
 common ones. The next method is one more entry of :data:`METHODS`; a new objective is one more class
-in ``updates.py``.
+in ``updates.py`` or ``cloning.py``.
 """
 
 import math
@@ -152,6 +152,18 @@ ADVANTAGE = {
     "reweight_interventions": Setting(False, bool, "The gate weights corrections too (IR)."),
     "no_efficiency": Setting(False, bool, "Viability alone (ablation; this is habc_v)."),
 }  # fmt: skip
+RECAP = {
+    "gamma": Setting(0.99, float, "Discount of a step's rewards.", low=0, above=True, high=1),
+    "failure_penalty": Setting(100.0, float, "Taken at the end of a failure.", low=0),
+    "value_bins": Setting(101, int, "Returns that the value is a distribution over.", low=2),
+    "held_out": Setting(
+        0.2, float, "Share of deployment episodes that the threshold is chosen on.",
+        low=0, above=True, high=0.9,
+    ),
+    "keep": Setting(
+        0.25, float, "Share of their steps above the threshold.", low=0, above=True, high=1
+    ),
+}  # fmt: skip
 HABC_FRACTIONS = {"expert": 0.5, "human": 0.25, "policy": 0.25}
 HABC_SETTINGS = COMMON | SAMPLING | CLONING | WINDOWS | CRITIC | ADVANTAGE
 HABC_BATCH = {"batch_size": 256}
@@ -170,9 +182,9 @@ BASE = {
 
 @dataclass(frozen=True)
 class Method:
-    """objective: class in updates.py, by name. fractions: groups of a batch. settings: all it
-    knows. defaults: where they differ. text: one sentence for users. after: methods of which one
-    has to have made the base, or a policy that the base comes from; empty: any."""
+    """objective: class by name, see ``updates.OBJECTIVES``. fractions: groups of a batch. settings:
+    all it knows. defaults: where they differ. text: one sentence for users. after: methods of which
+    one has to have made the base, or a policy that the base comes from; empty: any."""
 
     name: str
     objective: str
@@ -258,6 +270,14 @@ METHODS = {
             "Behaviour cloning of demonstrations and corrections, half and half.",
             COMMON | SAMPLING | CLONING | WINDOWS,
             {"expert": 0.5, "human": 0.5},
+            HABC_BATCH,
+        ),
+        Method(
+            "imit_recap",
+            "imit_recap",
+            "Behaviour cloning of demonstrations and of steps that a value thinks good.",
+            COMMON | SAMPLING | CLONING | CRITIC | RECAP,
+            {"expert": 0.5, "interaction": 0.5},
             HABC_BATCH,
         ),
         Method(

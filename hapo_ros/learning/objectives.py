@@ -298,6 +298,29 @@ def critic_losses(z_v, v_e, y_e, outcome, progress, *, delta=1.0, counts=None):
     )
 
 
+def recap_target(reward, value_next, end, gamma):
+    """(B,) what the value V(s_t) is to be, (1 - m)(r + gamma V(s')) + m R; HABC eq. (9).
+
+    reward: (B,) r. value_next: (B,) V(s_{t+1}), not looked at at an episode's end (B,) bool, where
+    m = 1 and what is left of the return R is r. The same, less V(s_t), is what imit_recap keeps
+    steps by. No gradient.
+    """
+    return torch.where(end, reward, reward + gamma * value_next.detach())
+
+
+def value_losses(logits, target, returns):
+    """(B,) cross-entropy of a distribution over returns with a target value (HABC appendix A).
+
+    logits: (B, K). returns: (K,) what each of them stands for, evenly spaced and rising. target:
+    (B,), as the two returns next to it, by its distance to each; beyond the last, as that one.
+    """
+    spacing = returns[1] - returns[0]
+    place = ((target - returns[0]) / spacing).clamp(0, len(returns) - 1)
+    near = torch.arange(len(returns), device=place.device)
+    shares = (1.0 - (place[:, None] - near).abs()).clamp(min=0.0)
+    return -(shares * F.log_softmax(logits, -1)).sum(1)
+
+
 def habc_gate(z_v, z_v_next, v_e, v_e_next, terminal, *, no_efficiency=False):
     """(B,) g in (0, 2): how much the policy's step from s_t was worth; HABC eqs. (5)-(7).
 
