@@ -84,12 +84,14 @@ def record(
 
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory) -> Path:
-    """Folders of bags: demonstrations, corrected and alone (deployments), unlabelled, empty."""
+    """Folders of bags: demonstrations; corrected, rescued (corrected for longer) and alone, which
+    are deployments; unlabelled; empty."""
     root = tmp_path_factory.mktemp("recordings")
     for number in range(3):
         record(root / "demonstrations", f"d{number}", [H] * 20, "demonstration")
         record(root / "corrected", f"c{number}", CORRECTED)
         record(root / "alone", f"a{number}", [P] * 20)
+        record(root / "rescued", f"r{number}", [P] * 14 + [H] * 12 + [P] * 5)
     record(root / "unlabelled", "u0", [P] * 5, decided=False)
     (root / "empty").mkdir()
     return root
@@ -362,17 +364,28 @@ def test_a_base_policy_is_trained_optimized_and_promoted(
         assert f"version: {version}" in optimized and f"version: {version}" in promoted
 
 
-def test_every_method_learns_from_the_same_bags(hapo, recordings, policy):
+def test_every_method_learns_from_the_same_bags_by_the_same_command(hapo, recordings, policy):
     from hapo_ros.learning.methods import METHODS
 
-    bags = [recordings / name for name in ("demonstrations", "corrected")]
-    for method in set(METHODS) - {"bc"}:
-        command = ["--base", policy, "--method", method, "--output", method, "--json"]
-        command += ["--set", "steps=2", "--set", "batch_size=8", "--set", "warmup=0"]
-        code, out, err = hapo("optimize", *bags, *command)
+    bags = [recordings / name for name in ("demonstrations", "rescued")]
+
+    def optimize(method, base):
+        command = ["--base", base, "--method", method, "--output", f"{method} of {base.name}"]
+        command += ["--set", "steps=2", "--set", "batch_size=8", "--set", "warmup=0", "--json"]
+        return hapo("optimize", *bags, *command)
+
+    made = {}
+    for method in (name for name in METHODS if name != "bc"):
+        base = policy
+        if METHODS[method].after:  # it goes on from what another has trained, and says so
+            code, out, _ = optimize(method, policy)
+            assert code == 1 and "Run habc first, and give its" in strict_json(out)["text"]
+            base = made["habc"]
+        code, out, err = optimize(method, base)
         assert code == 0, err
-        made = checkpoint.read_provenance(strict_json(out.splitlines()[-1])["checkpoint"])
-        assert made["method"] == method and made["version"] != made["parent"]
+        made[method] = Path(strict_json(out.splitlines()[-1])["checkpoint"])
+        provenance = checkpoint.read_provenance(made[method])
+        assert provenance["method"] == method and provenance["version"] != provenance["parent"]
 
 
 def test_bags_that_were_skipped_are_a_loss_and_it_is_said_which_and_why(hapo, recordings):

@@ -1,6 +1,7 @@
 """HABC through the trainer: what its critic finds and its policy becomes (method.md 2)."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -239,7 +240,10 @@ def test_what_an_old_policy_did_is_not_learned_from(base, table, tmp_path):
     first = optimize(table, base, "habc", tmp_path / "first", steps=3)
     second = optimize(table, first, "habc", tmp_path / "second", steps=2)
     known = {second.version: 0, first.version: 2, base.version: 5}
-    assert trainer._ages(checkpoint.ancestors(second.checkpoint)) == known
+    shutil.rmtree(first.checkpoint)  # a checkpoint knows where it came from by itself
+    lineage = checkpoint.lineage(second.checkpoint)
+    assert [made["method"] for made in lineage] == ["habc", "habc", "bc"]
+    assert trainer._ages(lineage) == known
     aged = episodes()
     for made, version in zip(aged[2:], (base.version, first.version, "unknown", ""), strict=True):
         made.info.policy_version = version
@@ -267,10 +271,29 @@ def test_data_that_habc_cannot_learn_from_are_refused_with_what_to_record(base, 
     made = episodes()
     assert "no step for human" in refused(made[:4])
     assert "no step for human" in refused(made[:4], "imit_dagger")
-    assert "in an episode that failed without a human" in refused([*made[:3], made[4]])
     assert "in an episode that succeeded without" in refused([*made[:2], made[3], made[5]])
-    unjudged = replace(made[3], outcome="unknown")
-    assert "lost is neither a success nor a failure ('unknown')" in refused([*made[:3], unjudged])
+
+
+def test_successes_alone_are_learned_from_and_it_is_said(base, tmp_path):
+    made = episodes()
+    steps = build([*made[:3], made[4]], k=4)
+    for method, what in (("habc", "by efficiency"), ("habc_v", "alike")):
+        trained = optimize(steps, base, method, tmp_path / method, critic_warmup=2)
+        (note,) = trained.notes
+        assert "failed without a human" in note and f"the policy's steps count {what}" in note
+        assert trained.metrics["viability_loss"] < np.log(2)
+
+
+def test_failures_alone_are_learned_from_where_that_is_allowed(base, tmp_path):
+    """What the policy did weighs nothing then; demonstrations and corrections make up for it."""
+    made = episodes()
+    steps = build([*made[:2], made[3], made[5]], k=4)
+    settings = {"allow_missing_group": True, "critic_warmup": 2}
+    trained = optimize(steps, base, "habc", tmp_path / "new", **settings)
+    assert trained.notes == [] and np.isnan(trained.metrics["gate_policy"])
+    alone = build([*made[:2], run("rescued", [POLICY] * 3 + [HUMAN] * 5)], k=4)
+    trained = optimize(alone, base, "habc", tmp_path / "rescued", **settings)
+    assert "There is no step for policy; its share goes to the others" in trained.notes[0]
 
 
 # imit_recap

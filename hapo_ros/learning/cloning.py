@@ -46,11 +46,7 @@ class Cloning(Update):
 
     @staticmethod
     def drawn(table: StepTable, settings: dict) -> np.ndarray:
-        if settings.get("no_undesirable"):
-            return table.desirable
-        if "window" in settings:
-            return table.windows(settings["window"], settings["min_human"]).kind != NO_WINDOW
-        return np.ones(len(table), bool)
+        return table.desirable if settings.get("no_undesirable") else np.ones(len(table), bool)
 
     def __init__(self, policy, table: StepTable, settings: dict):
         self.policy, self.table, self.settings = policy, table, settings
@@ -82,6 +78,14 @@ class Sirius(Cloning):
 
     def accumulate(self, rows) -> dict[str, float]:
         return {"loss": self._clone(rows, self.weights[rows])}
+
+
+class ImitDagger(Cloning):
+    """Behaviour cloning of demonstrations and of corrections that are long enough: method.md 2."""
+
+    @staticmethod
+    def drawn(table: StepTable, settings: dict) -> np.ndarray:
+        return table.windows(settings["window"], settings["min_human"]).kind != NO_WINDOW
 
 
 def credit(table: StepTable, settings: dict) -> Windows:
@@ -156,14 +160,14 @@ class Habc(Judged):
     def drawn(table: StepTable, settings: dict) -> np.ndarray:
         windows = credit(table, settings)
         own = windows.kind == POLICY_WINDOW
-        for outcome, name in ((1, "succeeded"), (0, "failed")):
-            if not (own & (windows.outcome == outcome)).any():
-                raise ValueError(
-                    f"There is no step of the policy in an episode that {name} without a human, or "
-                    "after the last correction, so viability cannot be learned and nothing was "
-                    f"trained. Record deployment episodes that {name} so, too. (What a policy of "
-                    "more than stale_after optimizer steps ago did is not counted.)"
-                )
+        if not (settings["allow_missing_group"] or (windows.outcome == 1).any()):
+            raise ValueError(
+                "There is no step of the policy in an episode that succeeded without a human, or "
+                "after the last correction, so there is nothing to weight and nothing was trained. "
+                "Record deployment episodes that succeed so, or set allow_missing_group to clone "
+                "demonstrations and corrections alone. (What a policy of more than stale_after "
+                "optimizer steps ago did is not counted.)"
+            )
         return (windows.kind != NO_WINDOW) & ~(own & (windows.outcome == UNLABELLED))
 
     def __init__(self, policy, table: StepTable, settings: dict):
@@ -175,6 +179,13 @@ class Habc(Judged):
             torch.from_numpy(getattr(windows, name)).to(self.device)
             for name in ("kind", "outcome", "progress", "terminal")
         )
+        if not (windows.outcome == 0).any():
+            what = "alike" if settings["no_efficiency"] else "by efficiency"
+            self.notes += (
+                "There is no step of the policy in an episode that failed without a human, or "
+                "after the last correction, so viability was learned from successes alone and "
+                f"tells nothing: the policy's steps count {what}. Record such failures, too.",
+            )
 
     def _judge(self, rows, warm: bool):
         """Weights of eq. (8). Metrics: both heads' losses, and the mean gate of the policy's and of

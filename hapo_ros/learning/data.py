@@ -16,7 +16,6 @@ GROUPS = ("expert", "human", "undesirable", "policy")
 UNIONS = {"interaction": ("human", "undesirable", "policy"), "all": GROUPS}  # groups of groups
 TAKEOVER = "takeover"  # the group of the first human steps of takeovers that are pairs of segments
 STEPS_OF = UNIONS | {TAKEOVER: ("human", "undesirable")}  # steps that a group is made from
-OUTCOMES = {"success": 1, "failure": 0}
 LEFT_OUT = ("none", "unresolved", "not_asked_for", "episodes_left_out")  # steps, but for the last
 
 
@@ -135,21 +134,12 @@ class StepTable:
         return np.array(ages, np.float64)[self.episode]
 
     def windows(self, window: int, min_human: int) -> Windows:
-        """``credit.label_windows`` of every row, from whole episodes whatever the table left out.
-
-        ValueError where an episode has no outcome.
-        """
+        """``credit.label_windows`` of every row, from whole episodes whatever was left out."""
         made = []
         for i, (episode, c) in enumerate(zip(self.episodes, self.recorded, strict=True)):
-            if episode["outcome"] not in OUTCOMES:
-                raise ValueError(
-                    f"Episode {episode['episode_id']} is neither a success nor a failure "
-                    f"({episode['outcome']!r}), and what is learned depends on it, so nothing was "
-                    "trained. Judge it in review, or leave it out."
-                )
             whole = label_windows(
                 c,
-                OUTCOMES[episode["outcome"]],
+                int(episode["outcome"] == "success"),
                 demonstration=episode["source"] == "demonstration",
                 window=window,
                 min_human=min_human,

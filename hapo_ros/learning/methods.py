@@ -266,7 +266,7 @@ METHODS = {
         ),
         Method(
             "imit_dagger",
-            "cloning",
+            "imit_dagger",
             "Behaviour cloning of demonstrations and corrections, half and half.",
             COMMON | SAMPLING | CLONING | WINDOWS,
             {"expert": 0.5, "human": 0.5},

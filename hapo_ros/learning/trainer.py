@@ -158,7 +158,7 @@ def optimize(
         raise ValueError(f"Method {method} trains a new base policy: call train_bc.")
     _refuse_existing(output)
     policy = checkpoint.load(base)
-    ancestors = checkpoint.ancestors(base) if "stale_after" in resolved else []
+    ancestors = checkpoint.lineage(base)
     _require_first_phase(method, ancestors)
     # A step's worth is told by the one after it, of whatever group that is.
     whole = resolved.get("no_balanced_sampling") or "critic_warmup" in resolved
@@ -202,6 +202,7 @@ def _run(
             "settings": settings,
             "parent": parent,
             "parent_checkpoint": str(base or ""),
+            "ancestors": checkpoint.lineage(base) if base else [],
             "k": table.k,
             "effective_batch": settings["batch_size"],
             "batch_composition": sampler.counts,
@@ -315,11 +316,12 @@ def _update(method: str, policy, table, settings, reference_cache, hooks):
 
 
 def _require_first_phase(method: str, ancestors: list[dict]) -> None:
+    """ValueError unless the base comes from what the method goes on from."""
     wanted = methods.method(method).after
-    if wanted and not any(provenance.get("method") in wanted for provenance in ancestors):
+    if wanted and not any(made["method"] in wanted for made in ancestors):
         raise ValueError(
             f"Method {method} goes on from a policy that {' or '.join(wanted)} has trained, and "
-            f"the base was trained by {ancestors[0].get('method') or 'nothing that is known'}, so "
+            f"the base was trained by {ancestors[0]['method'] or 'nothing that is known'}, so "
             f"nothing was trained. Run {wanted[0]} first, and give its checkpoint as the base."
         )
 
@@ -327,12 +329,11 @@ def _require_first_phase(method: str, ancestors: list[dict]) -> None:
 def _ages(ancestors: list[dict]) -> dict[str, int]:
     """Optimizer steps from each policy that is known to the newest, by version."""
     ages, steps = {}, 0
-    for provenance in ancestors:
-        ages[provenance["version"]] = steps
-        if "steps" not in provenance.get("settings", {}) or not provenance.get("parent"):
+    for made in ancestors:
+        ages[made["version"]] = steps
+        if made["steps"] is None:
             break
-        steps += provenance["settings"]["steps"]
-        ages[provenance["parent"]] = steps
+        steps += made["steps"]
     return ages
 
 

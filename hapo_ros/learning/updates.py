@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from hapo_ros.learning import objectives
-from hapo_ros.learning.cloning import Cloning, Habc, ImitRecap, Sirius, Update, split
+from hapo_ros.learning.cloning import Cloning, Habc, ImitDagger, ImitRecap, Sirius, Update, split
 from hapo_ros.learning.data import StepTable
 from hapo_ros.learning.reference import Reference, Second
 
@@ -228,6 +228,7 @@ class Tpo(Preference):
 OBJECTIVES = {
     "cloning": Cloning,
     "sirius": Sirius,
+    "imit_dagger": ImitDagger,
     "imit_recap": ImitRecap,
     "habc": Habc,
     "kto": Kto,

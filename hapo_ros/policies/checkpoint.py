@@ -156,18 +156,13 @@ def read_provenance(folder) -> dict:
     return _read_json(Path(folder), "provenance.json")
 
 
-def ancestors(folder) -> list[dict]:
-    """Provenances of a checkpoint and of those it came from, newest first; as far as each names
-    its parent's folder and that checkpoint is still there."""
-    found = [read_provenance(folder)]
-    while parent := found[-1].get("parent_checkpoint"):
-        if not (Path(parent) / "provenance.json").is_file():
-            break
-        older = read_provenance(parent)
-        if older.get("version") != found[-1].get("parent"):
-            break
-        found.append(older)
-    return found
+def lineage(folder) -> list[dict]:
+    """Of a checkpoint and of those that it comes from, newest first: version, method and optimizer
+    steps. Steps are None where they are not known; nothing is known of what came before those."""
+    provenance = read_provenance(folder)
+    steps = provenance.get("settings", {}).get("steps")
+    own = {"version": provenance.get("version"), "method": provenance.get("method"), "steps": steps}
+    return [own, *provenance.get("ancestors", [])]
 
 
 def _load(folder: Path, config: dict):
