@@ -44,9 +44,8 @@ def _expected() -> tuple[type[Exception], ...]:
 
     known = [OSError, ValueError, BadEpisode, EpisodeWriteError, RecoveryError, DeploymentError]
     known += [WorkerError, GatewayError, DeviceLost]
-    if "hapo_ros.learning.trainer" in sys.modules:
-        trainer = sys.modules["hapo_ros.learning.trainer"]
-        known += [trainer.Cancelled, trainer.Diverged, trainer.OutOfMemory]
+    if "hapo_ros.learning.loop" in sys.modules:
+        known += [sys.modules["hapo_ros.learning.loop"].NotTrained]
     return tuple(known)
 
 
@@ -165,14 +164,14 @@ def _learn(arguments, train: Callable) -> int:
     """Run a training with its progress; SIGTERM and Ctrl-C cancel it without a checkpoint."""
     # Waiting threads of a busy machine would otherwise spin: a step took up to ten times longer.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from hapo_ros.learning.trainer import Cancelled, Diverged, OutOfMemory
+    from hapo_ros.learning.loop import NotTrained
 
     with _stop_flag() as stopped:
         try:
             with progress("training", 1, arguments.json) as advance:
                 show = _print_json if arguments.json else partial(_show_training, advance)
                 trained = train(progress=show, cancelled=stopped)
-        except (Cancelled, Diverged, OutOfMemory, ValueError, OSError) as error:
+        except (NotTrained, ValueError, OSError) as error:
             if arguments.json:
                 _print_json({"text": str(error)})
                 return EXIT_ERROR

@@ -10,7 +10,7 @@ import torch
 from toy_episodes import SMALL, episode, gradients, update_of
 
 from hapo_ros.labels import HUMAN, POLICY
-from hapo_ros.learning import methods, trainer
+from hapo_ros.learning import loop, methods, trainer
 from hapo_ros.learning.credit import INTERVENTION, NO_WINDOW, POLICY_WINDOW, UNLABELLED
 from hapo_ros.learning.data import build
 from hapo_ros.learning.runlog import RunLog
@@ -390,7 +390,7 @@ def test_the_critic_finds_known_values_and_the_policy_comes_to_advance(tmp_path)
     sampler = trainer._sampler("habc", table, settings)
     (tmp_path / "run").mkdir()
     with RunLog(tmp_path / "run") as log:
-        trainer.fit(policy, update, sampler, settings, log, trainer.Hooks())
+        loop.fit(policy, update, sampler, settings, log, loop.Hooks())
     with torch.no_grad():
         z_v, v_e = update.critic(policy.features(table.batch(np.arange(20))))
         likely = policy.log_prob(table.batch(np.arange(20)))[0][:, 1].exp()

@@ -15,7 +15,7 @@ from hapo_ros.learning import objectives
 from hapo_ros.learning.augment import augment
 from hapo_ros.learning.credit import INTERVENTION, NO_WINDOW, POLICY_WINDOW, UNLABELLED, Windows
 from hapo_ros.learning.critic import Critic, Returns
-from hapo_ros.learning.data import GROUPS, StepTable
+from hapo_ros.learning.table import GROUPS, StepTable
 
 
 def split(rows, size: int) -> list[np.ndarray]:

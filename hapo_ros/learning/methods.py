@@ -8,7 +8,7 @@ in ``updates.py`` or ``cloning.py``.
 import math
 from dataclasses import dataclass, field
 
-from hapo_ros.learning.data import GROUPS, TAKEOVER, UNIONS
+from hapo_ros.learning.table import GROUPS, TAKEOVER, UNIONS
 
 EXPERT_ONLY = {"expert": 1.0}
 PAPER_FRACTIONS = {"expert": 0.5, "human": 0.25, "undesirable": 0.25}

@@ -243,7 +243,7 @@ def sirius_weights(counts, *, human=0.5, undesirable=0.002):
 
         w = P*(class) / P(class)
 
-    counts: (4,) steps of the classes expert, human, undesirable, policy (``data.GROUPS``), drawn
+    counts: (4,) steps of the classes expert, human, undesirable, policy (``table.GROUPS``), drawn
     from alike, so that P(class) is its share. P* of human and undesirable are given; demonstrations
     keep their share, and the policy's steps get the rest. Where nothing is left for these, their
     weight is 0 and the demonstrations get what human and undesirable leave. A class without a step

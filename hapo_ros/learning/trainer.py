@@ -1,14 +1,11 @@
-"""Training: one loop for every method, from recorded episodes to a new checkpoint.
+"""Training, by any method: from recorded episodes to a new checkpoint.
 
 ``train_bc`` makes a base policy, ``optimize`` a better one from a base and interventions. Both
 take bags or a ready :class:`StepTable`, say how far they are, stop where asked to, and write a
 checkpoint only when everything went well. What is served is never changed from here.
 """
 
-import math
-import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
@@ -18,41 +15,19 @@ import numpy as np
 import torch
 
 from hapo_ros.learning import data, methods, reference
-from hapo_ros.learning.data import StepTable
+from hapo_ros.learning.loop import Hooks, OutOfMemory, fit
 from hapo_ros.learning.runlog import RunLog, jsonable, new_folder, software
 from hapo_ros.learning.sampler import BalancedSampler
+from hapo_ros.learning.table import GROUPS, TAKEOVER, StepTable
 from hapo_ros.learning.updates import OBJECTIVES
 from hapo_ros.policies import checkpoint, lora
-
-FINAL_STEPS = 50  # over which the provenance's final metrics are averaged
-RUNAWAY = -15.0
-"""Mean log-ratio of an undesirable action, over FINAL_STEPS steps, below which a run warns; of a
-chunk, as many times that as it has actions.
-
-Measured: runs that ended at -27 and -36 (hapo), or -38 (kto), gained nothing that could be shown
-and lost likelihood of the demonstrations; a floor of -5 keeps runs far from that. At -15 an action
-is 3e-7 times as likely as it was: it is avoided, and what is pushed further goes to anything else.
-"""
-
-
-class Cancelled(RuntimeError):
-    """Training was stopped on request; no checkpoint was written."""
-
-
-class Diverged(RuntimeError):
-    """Training produced NaN or infinity; no checkpoint was written."""
-
-
-class OutOfMemory(RuntimeError):
-    """There was not enough memory; no checkpoint was written."""
 
 
 @dataclass
 class Trained:
     """A new checkpoint. metrics: means over the last steps. run: folder of the run's metrics.
     notes: sentences a user should read (shares given to other groups, log-ratios that ran away).
-    skipped: one for every bag
-    that was given and not used, which makes it a result with loss."""
+    skipped: one for every bag that was given and not used, which makes it a result with loss."""
 
     checkpoint: Path
     version: str
@@ -60,24 +35,6 @@ class Trained:
     run: Path
     notes: list[str]
     skipped: list[str]
-
-
-@dataclass
-class Hooks:
-    """How a run talks to whoever started it.
-
-    progress: called after each step with step, total, loss, reward_desirable, reward_undesirable
-    (NaN where the method has none) and time_left_s. cancelled: asked before each step. clock:
-    monotonic seconds.
-    """
-
-    progress: Callable[[dict], None] = lambda report: None
-    cancelled: Callable[[], bool] = lambda: False
-    clock: Callable[[], float] = time.monotonic
-
-    def stop_if_cancelled(self) -> None:
-        if self.cancelled():
-            raise Cancelled("Training was cancelled. No checkpoint was written.")
 
 
 @contextmanager
@@ -162,7 +119,7 @@ def optimize(
     _require_first_phase(method, ancestors)
     # A step's worth is told by the one after it, of whatever group that is.
     whole = resolved.get("no_balanced_sampling") or "critic_warmup" in resolved
-    groups = data.GROUPS if whole else tuple(resolved["fractions"])
+    groups = GROUPS if whole else tuple(resolved["fractions"])
     options = {
         "cameras": tuple(policy.cameras),
         "object_state": policy.object_state > 0,
@@ -219,87 +176,6 @@ def _run(
     return Trained(output, version, metrics, folder, notes, table.skipped)
 
 
-def fit(policy, update, sampler, settings: dict, log, hooks: Hooks) -> dict:
-    """The loop: ``settings['steps']`` optimizer steps; returns metrics averaged over the last.
-
-    One step is one effective batch, whatever the micro-batch; the learning rate's horizon counts
-    these steps. What learns beside the policy is clipped by a norm of its own. Raises Cancelled
-    and Diverged.
-    """
-    modules = (policy.network, *update.modules)
-    parameters = [[p for p in m.parameters() if p.requires_grad] for m in modules]
-    optimizer = torch.optim.AdamW(
-        [p for group in parameters for p in group],
-        lr=settings["lr"],
-        weight_decay=settings["weight_decay"],
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: rate(step, settings["steps"], settings["warmup"])
-    )
-    total, started = settings["steps"], hooks.clock()
-    recent: deque[dict] = deque(maxlen=FINAL_STEPS)
-    policy.network.train()
-    for step in range(1, total + 1):
-        hooks.stop_if_cancelled()
-        rows = next(sampler)
-        optimizer.zero_grad()
-        metrics = update.accumulate(rows)
-        limit = settings["max_grad_norm"]
-        norms = [float(torch.nn.utils.clip_grad_norm_(group, limit)) for group in parameters]
-        norm = math.hypot(*norms)
-        if not (math.isfinite(metrics["loss"]) and math.isfinite(norm)):
-            raise Diverged(
-                f"Loss {metrics['loss']:g} and gradient {norm:g} at step {step}. Training stopped "
-                f"and no checkpoint was written. The batch was: {update.table.names(rows)}. Look "
-                "at these episodes, or use a lower learning rate."
-            )
-        metrics |= {"grad_norm": norm, "lr": schedule.get_last_lr()[0]}
-        optimizer.step()
-        schedule.step()
-        recent.append(metrics)
-        if "reward_undesirable" in metrics:
-            _warn_of_runaway(step, recent, policy.horizon, log)
-        log.write(step, metrics)
-        hooks.progress(
-            {
-                "step": step,
-                "total": total,
-                "loss": metrics["loss"],
-                "reward_desirable": metrics.get("reward_desirable", math.nan),
-                "reward_undesirable": metrics.get("reward_undesirable", math.nan),
-                "time_left_s": (hooks.clock() - started) / step * (total - step),
-            }
-        )
-    policy.network.eval()
-    return {key: float(np.mean([m[key] for m in recent])) for key in recent[0]}
-
-
-def _warn_of_runaway(step: int, recent: deque[dict], horizon: int, log: RunLog) -> None:
-    """Note once where the log-ratio of undesirable actions runs away; the metric ``runaway`` is 1
-    from that step on, 0 before."""
-    ratios = np.array([m["reward_undesirable"] for m in recent])
-    ratios = ratios[np.isfinite(ratios)]
-    before = len(recent) > 1 and recent[-2]["runaway"] == 1.0
-    found = bool(ratios.size) and ratios.mean() < RUNAWAY * horizon
-    recent[-1]["runaway"] = float(before or found)
-    if found and not before:
-        log.note(
-            step,
-            f"The mean log-ratio of undesirable actions has run away to {ratios.mean():.0f} (below "
-            f"{RUNAWAY * horizon:.0f}) at step {step}: likelihood goes to anything else, and what "
-            "was demonstrated loses too. Look at the policy before you use it. Set "
-            f"undesirable_floor={-5 * horizon} and bc_weight=1 (as hapo_anchored), or use a lower "
-            "lr or fewer steps.",
-        )
-
-
-def rate(step: int, total: int, warmup: int) -> float:
-    """Learning rate of optimizer step ``step`` (from 0), over its highest: warm-up, then cosine."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
-
-
 def _update(method: str, policy, table, settings, reference_cache, hooks):
     """The objective's update. Whatever the reference needs is computed before anything is trained,
     from these very weights, and LoRA is added to them in place: there is one set of weights."""
@@ -351,7 +227,7 @@ def _sampler(method: str, table: StepTable, settings: dict) -> BalancedSampler:
         settings["seed"],
         allow_missing=settings.get("allow_missing_group", False),
     )
-    if data.TAKEOVER in sampler.counts and table.unpaired:
+    if TAKEOVER in sampler.counts and table.unpaired:
         takeovers = len(table.pairs) + table.unpaired
         sampler.notes.append(
             f"Not used: {table.unpaired} of {takeovers} takeovers, for want of a correction or of "

@@ -10,8 +10,8 @@ import torch
 
 from hapo_ros.learning import objectives
 from hapo_ros.learning.cloning import Cloning, Habc, ImitDagger, ImitRecap, Sirius, Update, split
-from hapo_ros.learning.data import StepTable
 from hapo_ros.learning.reference import Reference, Second
+from hapo_ros.learning.table import StepTable
 
 
 class Preference(Update):
