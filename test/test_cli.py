@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import resource
 import shlex
 import signal
@@ -175,6 +176,10 @@ BAD = {
     "train: images that were not recorded": (
         "train {demonstrations} --output out --set inputs=images",
         "The episodes hold no images",
+    ),
+    "train: nothing to go on with": (
+        "train {demonstrations} --output out --resume",
+        "There is no interrupted run in out.run",
     ),
     "train: no demonstration": ("train {corrected} --output out", "nothing was trained"),
     "train: an empty folder": ("train {empty} --output out", "nothing was trained"),
@@ -430,6 +435,36 @@ def test_the_json_of_a_training_is_json_for_every_reader(hapo, recordings):
 def test_a_failed_training_in_json_says_why_in_json(hapo, recordings):
     code, out, _ = hapo("train", recordings / "corrected", "--output", "out", "--json")
     assert code == 1 and "nothing was trained" in strict_json(out)["text"]
+
+
+def test_a_training_that_was_interrupted_goes_on_by_the_same_command_with_resume(
+    recordings, tmp_path
+):
+    command = ["train", recordings / "demonstrations", "--output", "base", "--json", *TINY]
+    command += ["--set", "steps=1000000"]
+
+    def interrupt(number, *flags):
+        """Run it until it has done one step; the number of that, and what it says at its end."""
+        running = subprocess.Popen(
+            [sys.executable, "-m", "hapo_ros.cli", *command, *flags],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            first = strict_json(running.stdout.readline())
+            running.send_signal(number)
+            said, _ = running.communicate(timeout=DEADLINE_S)
+        finally:
+            running.kill()
+        assert running.returncode == 1
+        return first["step"], strict_json(said.splitlines()[-1])["text"]
+
+    first, said = interrupt(signal.SIGINT)
+    assert first == 1 and "No checkpoint was written" in said and "with --resume" in said
+    done = int(re.search(r"It had done (\d+) of 1000000 steps", said)[1])
+    assert interrupt(signal.SIGTERM, "--resume")[0] == done + 1
+    assert [path.name for path in tmp_path.iterdir()] == ["base.run"]
 
 
 def test_a_training_that_runs_out_of_memory_ends_with_a_sentence(recordings, tmp_path):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from toy_episodes import SMALL, episode, gradients, update_of
+from toy_episodes import SMALL, episode, episodes, gradients, run, update_of
 
 from hapo_ros.labels import HUMAN, POLICY
 from hapo_ros.learning import loop, methods, trainer
@@ -27,27 +27,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def run(name, live, outcome="success", **options):
-    rng = np.random.default_rng(len(name) + len(live))
-    states = rng.uniform(-1, 1, (len(live), 2))
-    return episode(name, "deployment", live, np.c_[states, np.ones(len(live))], states,
-                   outcome=outcome, **options)  # fmt: skip
-
-
-def episodes():
-    demonstrations = [replace(run(f"demo{i}", [POLICY] * 8), bag_hash=f"d{i}") for i in range(2)]
-    for made in demonstrations:
-        made.info.source = "demonstration"
-    p, h = [POLICY], [HUMAN]
-    return [
-        *demonstrations,
-        run("alone", p * 6),
-        run("lost", p * 5, "failure"),
-        run("helped", p * 3 + h * 4 + p * 3),
-        run("in vain", p * 2 + h * 3 + p * 2, "failure"),
-    ]
 
 
 @pytest.fixture(scope="module")

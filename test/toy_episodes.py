@@ -1,10 +1,13 @@
 """Episodes in memory, and updates on them, for the tests of learning."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from hapo_ros import labels
 from hapo_ros.episodes.types import EpisodeInfo, Observation, Step
+from hapo_ros.labels import HUMAN, POLICY
 from hapo_ros.learning import methods, reference
 from hapo_ros.learning.data import Episode
 from hapo_ros.learning.updates import OBJECTIVES
@@ -40,6 +43,30 @@ def episode(name, source, live, actions, states, k=4, version="", **result):
     ]
     info = EpisodeInfo(name, "toy", "reach it", source, 0, version, action_space={"names": NAMES})
     return Episode(info, steps, f"hash of {name}", **result)
+
+
+def run(name, live, outcome="success", **options):
+    """A deployment episode of random states and the actions that they ask for."""
+    rng = np.random.default_rng(len(name) + len(live))
+    states = rng.uniform(-1, 1, (len(live), 2))
+    return episode(name, "deployment", live, np.c_[states, np.ones(len(live))], states,
+                   outcome=outcome, **options)  # fmt: skip
+
+
+def episodes():
+    """Two demonstrations, a success and a failure of the policy alone, and one of each with help
+    in the middle."""
+    demonstrations = [replace(run(f"demo{i}", [POLICY] * 8), bag_hash=f"d{i}") for i in range(2)]
+    for made in demonstrations:
+        made.info.source = "demonstration"
+    p, h = [POLICY], [HUMAN]
+    return [
+        *demonstrations,
+        run("alone", p * 6),
+        run("lost", p * 5, "failure"),
+        run("helped", p * 3 + h * 4 + p * 3),
+        run("in vain", p * 2 + h * 3 + p * 2, "failure"),
+    ]
 
 
 def update_of(method, base, table, moved=True, **settings):

@@ -40,6 +40,13 @@ class Update:
         that the groups do not tell of."""
         return np.ones(len(table), bool)
 
+    def state_dict(self) -> dict:
+        """What it remembers from one effective batch to the next, besides ``modules``."""
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from another one's ``state_dict``."""
+
 
 class Cloning(Update):
     """Behaviour cloning: mean over the batch of ``bc_loss``, each sample by its weight."""
@@ -51,6 +58,12 @@ class Cloning(Update):
     def __init__(self, policy, table: StepTable, settings: dict):
         self.policy, self.table, self.settings = policy, table, settings
         self.generator = torch.Generator().manual_seed(settings["seed"])
+
+    def state_dict(self) -> dict:
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.generator.set_state(state["generator"])
 
     def accumulate(self, rows) -> dict[str, float]:
         return {"loss": self._clone(rows, torch.ones(len(rows)))}
@@ -133,6 +146,13 @@ class Judged(Cloning):
                 f"All {settings['steps']} steps were the critic's warm-up (critic_warmup {warmup}),"
                 " so nothing was weighted by it. Train for more steps.",
             )
+
+    def state_dict(self) -> dict:
+        return {**super().state_dict(), "updates": self.updates}
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        self.updates = state["updates"]
 
     def accumulate(self, rows) -> dict[str, float]:
         """One effective batch: ``loss`` of the weighted cloning, and what ``_judge`` says."""
@@ -279,6 +299,13 @@ class ImitRecap(Judged):
         draw = np.random.default_rng([settings["seed"], 0x4E1E]).permutation(held)
         self.held = draw[: self.HELD_OUT_STEPS]
         self.threshold = -math.inf
+
+    def state_dict(self) -> dict:
+        return {**super().state_dict(), "threshold": self.threshold}
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        self.threshold = state["threshold"]
 
     def _judge(self, rows, warm: bool):
         """1 for every step that is kept, over their share. Metrics: the value's loss, the threshold

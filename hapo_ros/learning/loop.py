@@ -1,4 +1,4 @@
-"""The loop that all training is: optimizer steps, their metrics, and what ends them."""
+"""The loop that all training is: optimizer steps, their metrics, what ends them, and going on."""
 
 import math
 import time
@@ -56,59 +56,109 @@ class Hooks:
             raise Cancelled("Training was cancelled. No checkpoint was written.")
 
 
-def fit(policy, update, sampler, settings: dict, log, hooks: Hooks) -> dict:
-    """The loop: ``settings['steps']`` optimizer steps; returns metrics averaged over the last.
+class Training:
+    """A run between its first and its last optimizer step.
 
     One step is one effective batch, whatever the micro-batch; the learning rate's horizon counts
-    these steps. What learns beside the policy is clipped by a norm of its own. Raises Cancelled
-    and Diverged.
+    these steps. What learns beside the policy is clipped by a norm of its own. ``state_dict`` is
+    all that the steps to come depend on: another Training of the same arguments that loads it goes
+    on as this one would have.
     """
-    modules = (policy.network, *update.modules)
-    parameters = [[p for p in m.parameters() if p.requires_grad] for m in modules]
-    optimizer = torch.optim.AdamW(
-        [p for group in parameters for p in group],
-        lr=settings["lr"],
-        weight_decay=settings["weight_decay"],
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: rate(step, settings["steps"], settings["warmup"])
-    )
-    total, started = settings["steps"], hooks.clock()
-    recent: deque[dict] = deque(maxlen=FINAL_STEPS)
-    policy.network.train()
-    for step in range(1, total + 1):
-        hooks.stop_if_cancelled()
-        rows = next(sampler)
-        optimizer.zero_grad()
-        metrics = update.accumulate(rows)
+
+    def __init__(self, policy, update, sampler, settings: dict, log: RunLog):
+        self.policy, self.update, self.sampler = policy, update, sampler
+        self.settings, self.log = settings, log
+        self.modules = torch.nn.ModuleList([policy.network, *update.modules])
+        self.parameters = [
+            [p for p in module.parameters() if p.requires_grad] for module in self.modules
+        ]
+        self.optimizer = torch.optim.AdamW(
+            [p for group in self.parameters for p in group], weight_decay=settings["weight_decay"]
+        )
+        self.step = 0
+        self.recent: deque[dict] = deque(maxlen=FINAL_STEPS)
+
+    def run(self, hooks: Hooks) -> dict:
+        """Every step that is left; returns metrics averaged over the last of them.
+
+        Raises Cancelled and Diverged.
+        """
+        total, first, started = self.settings["steps"], self.step, hooks.clock()
+        self.policy.network.train()
+        while self.step < total:
+            hooks.stop_if_cancelled()
+            metrics = self._next()
+            pace_s = (hooks.clock() - started) / (self.step - first)
+            hooks.progress(
+                {
+                    "step": self.step,
+                    "total": total,
+                    "loss": metrics["loss"],
+                    "reward_desirable": metrics.get("reward_desirable", math.nan),
+                    "reward_undesirable": metrics.get("reward_undesirable", math.nan),
+                    "time_left_s": pace_s * (total - self.step),
+                }
+            )
+        self.policy.network.eval()
+        return {key: float(np.mean([m[key] for m in self.recent])) for key in self.recent[0]}
+
+    def _next(self) -> dict[str, float]:
+        """One optimizer step; its metrics."""
+        settings = self.settings
+        lr = settings["lr"] * rate(self.step, settings["steps"], settings["warmup"])
+        self.step += 1
+        rows = next(self.sampler)
+        self.optimizer.zero_grad()
+        metrics = self.update.accumulate(rows)
         limit = settings["max_grad_norm"]
-        norms = [float(torch.nn.utils.clip_grad_norm_(group, limit)) for group in parameters]
-        norm = math.hypot(*norms)
+        norm = math.hypot(
+            *(float(torch.nn.utils.clip_grad_norm_(group, limit)) for group in self.parameters)
+        )
         if not (math.isfinite(metrics["loss"]) and math.isfinite(norm)):
             raise Diverged(
-                f"Loss {metrics['loss']:g} and gradient {norm:g} at step {step}. Training stopped "
-                f"and no checkpoint was written. The batch was: {update.table.names(rows)}. Look "
-                "at these episodes, or use a lower learning rate."
+                f"Loss {metrics['loss']:g} and gradient {norm:g} at step {self.step}. Training "
+                "stopped and no checkpoint was written. The batch was: "
+                f"{self.update.table.names(rows)}. Look at these episodes, or use a lower learning "
+                "rate."
             )
-        metrics |= {"grad_norm": norm, "lr": schedule.get_last_lr()[0]}
-        optimizer.step()
-        schedule.step()
-        recent.append(metrics)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        metrics |= {"grad_norm": norm, "lr": lr}
+        self.recent.append(metrics)
         if "reward_undesirable" in metrics:
-            _warn_of_runaway(step, recent, policy.horizon, log)
-        log.write(step, metrics)
-        hooks.progress(
-            {
-                "step": step,
-                "total": total,
-                "loss": metrics["loss"],
-                "reward_desirable": metrics.get("reward_desirable", math.nan),
-                "reward_undesirable": metrics.get("reward_undesirable", math.nan),
-                "time_left_s": (hooks.clock() - started) / step * (total - step),
-            }
-        )
-    policy.network.eval()
-    return {key: float(np.mean([m[key] for m in recent])) for key in recent[0]}
+            _warn_of_runaway(self.step, self.recent, self.policy.horizon, self.log)
+        self.log.write(self.step, metrics)
+        return metrics
+
+    def state_dict(self) -> dict:
+        """After ``step`` steps: what is trained, the optimizer's moments, the places of sampler
+        and update in their random sequences, the last metrics, and the notes so far."""
+        return {
+            "step": self.step,
+            "parameters": {
+                name: p.detach() for name, p in self.modules.named_parameters() if p.requires_grad
+            },
+            "optimizer": self.optimizer.state_dict(),
+            "sampler": self.sampler.state_dict(),
+            "update": self.update.state_dict(),
+            "recent": list(self.recent),
+            "notes": list(self.log.notes),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on from another Training's ``state_dict``. ValueError where its sampler drew from
+        other groups."""
+        self.sampler.load_state_dict(state["sampler"])
+        self.step = state["step"]
+        with torch.no_grad():
+            for name, parameter in self.modules.named_parameters():
+                if parameter.requires_grad:
+                    parameter.copy_(state["parameters"][name])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.update.load_state_dict(state["update"])
+        self.recent.extend(state["recent"])
+        self.log.notes[:] = state["notes"]
 
 
 def _warn_of_runaway(step: int, recent: deque[dict], horizon: int, log: RunLog) -> None:

@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hapo_ros.learning import data, methods, reference
-from hapo_ros.learning.loop import Hooks, OutOfMemory, fit
-from hapo_ros.learning.runlog import RunLog, jsonable, new_folder, software
+from hapo_ros.learning import data, interrupted, methods, reference
+from hapo_ros.learning.loop import Cancelled, Hooks, OutOfMemory, Training
+from hapo_ros.learning.runlog import RunLog, jsonable, last_folder, new_folder, software
 from hapo_ros.learning.sampler import BalancedSampler
 from hapo_ros.learning.table import GROUPS, TAKEOVER, StepTable
 from hapo_ros.learning.updates import OBJECTIVES
@@ -64,13 +64,17 @@ def train_bc(
     cancelled=None,
     run_folder=None,
     device: str | None = None,
+    resume: bool = False,
 ) -> Trained:
     """Train a base policy (tiny_vla) by behaviour cloning of the demonstrations in ``source``.
 
     source: bag folders, or a StepTable. settings: overrides of method ``bc``. output: folder of
     the new checkpoint. run_folder: of the metrics, ``output`` with ".run" behind it by default.
-    device: of torch; a GPU where there is one. Raises ValueError for bad settings or data,
-    FileExistsError where ``output`` exists, Cancelled, Diverged, OutOfMemory.
+    device: of torch; a GPU where there is one. resume: go on with the run of the same arguments
+    that was cancelled, in whose ``run_folder`` all is kept that it takes; on the CPU the checkpoint
+    is that of a run that was never cancelled, bit for bit. Raises ValueError for bad settings or
+    data or where there is no such run, FileExistsError where ``output`` exists, Cancelled,
+    Diverged, OutOfMemory.
     """
     resolved = methods.resolve("bc", settings)
     _refuse_existing(output)
@@ -83,11 +87,10 @@ def train_bc(
         table,
         resolved,
         output,
-        None,
-        device,
-        run_folder,
-        None,
-        _hooks(progress, cancelled),
+        device=device,
+        run_folder=run_folder,
+        resume=resume,
+        hooks=_hooks(progress, cancelled),
     )
 
 
@@ -104,6 +107,7 @@ def optimize(
     run_folder=None,
     reference_cache=None,
     device: str | None = None,
+    resume: bool = False,
 ) -> Trained:
     """Optimize the policy of checkpoint ``base`` on ``source`` by a method (method.md 1).
 
@@ -133,25 +137,59 @@ def optimize(
         table,
         resolved,
         output,
-        base,
-        device,
-        run_folder,
-        reference_cache,
-        _hooks(progress, cancelled),
+        base=base,
+        reference_cache=reference_cache,
+        device=device,
+        run_folder=run_folder,
+        resume=resume,
+        hooks=_hooks(progress, cancelled),
     )
 
 
 def _run(
-    method, policy, table, settings, output, base, device, run_folder, reference_cache, hooks
+    method: str,
+    policy,
+    table: StepTable,
+    settings: dict,
+    output,
+    *,
+    base=None,
+    reference_cache=None,
+    device,
+    run_folder,
+    resume: bool,
+    hooks: Hooks,
 ) -> Trained:
     output = Path(output)
     parent = policy.version
+    identity = {
+        "method": method,
+        "base": parent,
+        "settings": settings,
+        "episodes": [table.fingerprint(), *table.episodes],
+    }
+    folder = run_folder or output.with_name(output.name + ".run")
+    state = None
+    if resume:
+        folder = last_folder(folder)
+        state = interrupted.read(folder, identity)
     policy.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     sampler = _sampler(method, table, settings)
     update = _update(method, policy, table, settings, reference_cache, hooks)
-    folder = new_folder(run_folder or output.with_name(output.name + ".run"))
-    with RunLog(folder) as log:
-        metrics = fit(policy, update, sampler, settings, log, hooks)
+    if not resume:
+        folder = new_folder(folder)
+    with RunLog(folder, state["step"] if state else 0) as log:
+        training = Training(policy, update, sampler, settings, log)
+        if state:
+            training.load_state_dict(state)
+        try:
+            metrics = training.run(hooks)
+        except Cancelled as error:
+            interrupted.write(folder, identity, training.state_dict())
+            raise Cancelled(
+                f"{error} It had done {training.step} of {settings['steps']} steps; the same "
+                "command with --resume goes on from there."
+            ) from error
     notes = [*sampler.notes, *update.notes, *log.notes]
     provenance = jsonable(
         {
@@ -173,6 +211,7 @@ def _run(
         }
     )
     version = checkpoint.save(policy, output, provenance)
+    interrupted.forget(folder)
     return Trained(output, version, metrics, folder, notes, table.skipped)
 
 
