@@ -26,11 +26,13 @@ def split(rows, size: int) -> list[np.ndarray]:
 class Update:
     """What the trainer asks of every objective, besides ``accumulate``.
 
-    needs_reference: it takes a Reference. modules: trained beside the policy's network and gone
-    after the run. notes: sentences that a user should read.
+    needs_reference: it takes a Reference. needs_following: it looks at the step after each one,
+    whoever made that. modules: trained beside the policy's network and gone after the run. notes:
+    sentences that a user should read.
     """
 
     needs_reference = False
+    needs_following = False
     modules: tuple[torch.nn.Module, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -126,6 +128,8 @@ class Judged(Cloning):
     ``critic_backbone``: so that what is served is changed by the weighted cloning alone, and the
     warm-up is plain cloning.
     """
+
+    needs_following = True
 
     def __init__(self, policy, table: StepTable, settings: dict, critic: torch.nn.Module):
         super().__init__(policy, table, settings)
@@ -290,8 +294,8 @@ class ImitRecap(Judged):
         critic = Returns(policy.feature_size, lowest, settings["value_bins"], settings["seed"])
         super().__init__(policy, table, settings, critic)
         end = self.following == np.arange(len(table))
-        success = table.windows(1, 1).terminal
-        reward = np.where(end, np.where(success, 0.0, -penalty), -1.0).astype(np.float32)
+        last = np.where(table.success, 0.0, -penalty)
+        reward = np.where(end, last, -1.0).astype(np.float32)
         self.end, self.reward, self.demonstration = (
             torch.from_numpy(array).to(self.device) for array in (end, reward, table.demonstration)
         )

@@ -58,6 +58,11 @@ class StepTable:
         return np.array([e["source"] == "demonstration" for e in self.episodes], bool)[self.episode]
 
     @property
+    def success(self) -> np.ndarray:
+        """(N,) bool: of an episode that succeeded."""
+        return np.array([e["outcome"] == "success" for e in self.episodes], bool)[self.episode]
+
+    @property
     def group(self) -> np.ndarray:
         """(N,) index into GROUPS."""
         return group_of(self.labels, self.demonstration)

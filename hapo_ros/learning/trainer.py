@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from hapo_ros.learning import data, interrupted, methods, reference
+from hapo_ros.learning.cloning import Update
 from hapo_ros.learning.loop import Cancelled, Hooks, OutOfMemory, Training
 from hapo_ros.learning.runlog import RunLog, jsonable, last_folder, new_folder, software
 from hapo_ros.learning.sampler import BalancedSampler
@@ -121,8 +122,7 @@ def optimize(
     policy = checkpoint.load(base)
     ancestors = checkpoint.lineage(base)
     _require_first_phase(method, ancestors)
-    # A step's worth is told by the one after it, of whatever group that is.
-    whole = resolved.get("no_balanced_sampling") or "critic_warmup" in resolved
+    whole = resolved.get("no_balanced_sampling") or _objective(method).needs_following
     groups = GROUPS if whole else tuple(resolved["fractions"])
     options = {
         "cameras": tuple(policy.cameras),
@@ -215,10 +215,14 @@ def _run(
     return Trained(output, version, metrics, folder, notes, table.skipped)
 
 
+def _objective(method: str) -> type[Update]:
+    return OBJECTIVES[methods.method(method).objective]
+
+
 def _update(method: str, policy, table, settings, reference_cache, hooks):
     """The objective's update. Whatever the reference needs is computed before anything is trained,
     from these very weights, and LoRA is added to them in place: there is one set of weights."""
-    objective = OBJECTIVES[methods.method(method).objective]
+    objective = _objective(method)
     inputs = [policy, table, settings]
     if objective.needs_reference:
         second = objective.second(settings)
@@ -253,7 +257,7 @@ def _ages(ancestors: list[dict]) -> dict[str, int]:
 
 
 def _sampler(method: str, table: StepTable, settings: dict) -> BalancedSampler:
-    drawn = OBJECTIVES[methods.method(method).objective].drawn(table, settings)
+    drawn = _objective(method).drawn(table, settings)
     groups = {name: rows[drawn[rows]] for name, rows in table.groups.items()}
     fractions = settings["fractions"]
     if settings.get("no_balanced_sampling"):
