@@ -44,9 +44,8 @@ def _expected() -> tuple[type[Exception], ...]:
 
     known = [OSError, ValueError, BadEpisode, EpisodeWriteError, RecoveryError, DeploymentError]
     known += [WorkerError, GatewayError, DeviceLost]
-    if "hapo_ros.learning.trainer" in sys.modules:
-        trainer = sys.modules["hapo_ros.learning.trainer"]
-        known += [trainer.Cancelled, trainer.Diverged, trainer.OutOfMemory]
+    if "hapo_ros.learning.loop" in sys.modules:
+        known += [sys.modules["hapo_ros.learning.loop"].NotTrained]
     return tuple(known)
 
 
@@ -140,7 +139,9 @@ def _train(arguments) -> int:
 
     return _learn(
         arguments,
-        lambda **hooks: train_bc(arguments.bags, _settings(arguments), arguments.output, **hooks),
+        lambda **options: train_bc(
+            arguments.bags, _settings(arguments), arguments.output, **options
+        ),
     )
 
 
@@ -149,30 +150,30 @@ def _optimize(arguments) -> int:
 
     return _learn(
         arguments,
-        lambda **hooks: optimize(
+        lambda **options: optimize(
             arguments.bags,
             arguments.base,
             arguments.method,
             _settings(arguments),
             arguments.output,
             reference_cache=arguments.reference_cache,
-            **hooks,
+            **options,
         ),
     )
 
 
 def _learn(arguments, train: Callable) -> int:
-    """Run a training with its progress; SIGTERM and Ctrl-C cancel it without a checkpoint."""
+    """Run a training with its progress; SIGTERM and Ctrl-C cancel it, to be resumed."""
     # Waiting threads of a busy machine would otherwise spin: a step took up to ten times longer.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from hapo_ros.learning.trainer import Cancelled, Diverged, OutOfMemory
+    from hapo_ros.learning.loop import NotTrained
 
     with _stop_flag() as stopped:
         try:
             with progress("training", 1, arguments.json) as advance:
                 show = _print_json if arguments.json else partial(_show_training, advance)
-                trained = train(progress=show, cancelled=stopped)
-        except (Cancelled, Diverged, OutOfMemory, ValueError, OSError) as error:
+                trained = train(progress=show, cancelled=stopped, resume=arguments.resume)
+        except (NotTrained, ValueError, OSError) as error:
             if arguments.json:
                 _print_json({"text": str(error)})
                 return EXIT_ERROR
@@ -577,6 +578,11 @@ def _add_learning(command) -> None:
         "--set", action="append", default=[], metavar="NAME=VALUE", help="a setting; repeatable"
     )
     command.add_argument("--settings", default="{}", help="settings as a JSON object")
+    command.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the run that was cancelled, by the same command",
+    )
 
 
 def _methods_help() -> str:

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import resource
 import shlex
 import signal
@@ -84,12 +85,14 @@ def record(
 
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory) -> Path:
-    """Folders of bags: demonstrations, corrected and alone (deployments), unlabelled, empty."""
+    """Folders of bags: demonstrations; corrected, rescued (corrected for longer) and alone, which
+    are deployments; unlabelled; empty."""
     root = tmp_path_factory.mktemp("recordings")
     for number in range(3):
         record(root / "demonstrations", f"d{number}", [H] * 20, "demonstration")
         record(root / "corrected", f"c{number}", CORRECTED)
         record(root / "alone", f"a{number}", [P] * 20)
+        record(root / "rescued", f"r{number}", [P] * 14 + [H] * 12 + [P] * 5)
     record(root / "unlabelled", "u0", [P] * 5, decided=False)
     (root / "empty").mkdir()
     return root
@@ -173,6 +176,10 @@ BAD = {
     "train: images that were not recorded": (
         "train {demonstrations} --output out --set inputs=images",
         "The episodes hold no images",
+    ),
+    "train: nothing to go on with": (
+        "train {demonstrations} --output out --resume",
+        "There is no interrupted run in out.run",
     ),
     "train: no demonstration": ("train {corrected} --output out", "nothing was trained"),
     "train: an empty folder": ("train {empty} --output out", "nothing was trained"),
@@ -362,17 +369,28 @@ def test_a_base_policy_is_trained_optimized_and_promoted(
         assert f"version: {version}" in optimized and f"version: {version}" in promoted
 
 
-def test_every_method_learns_from_the_same_bags(hapo, recordings, policy):
+def test_every_method_learns_from_the_same_bags_by_the_same_command(hapo, recordings, policy):
     from hapo_ros.learning.methods import METHODS
 
-    bags = [recordings / name for name in ("demonstrations", "corrected")]
-    for method in set(METHODS) - {"bc"}:
-        command = ["--base", policy, "--method", method, "--output", method, "--json"]
-        command += ["--set", "steps=2", "--set", "batch_size=8", "--set", "warmup=0"]
-        code, out, err = hapo("optimize", *bags, *command)
+    bags = [recordings / name for name in ("demonstrations", "rescued")]
+
+    def optimize(method, base):
+        command = ["--base", base, "--method", method, "--output", f"{method} of {base.name}"]
+        command += ["--set", "steps=2", "--set", "batch_size=8", "--set", "warmup=0", "--json"]
+        return hapo("optimize", *bags, *command)
+
+    made = {}
+    for method in (name for name in METHODS if name != "bc"):
+        base = policy
+        if METHODS[method].after:  # it goes on from what another has trained, and says so
+            code, out, _ = optimize(method, policy)
+            assert code == 1 and "Run habc first, and give its" in strict_json(out)["text"]
+            base = made["habc"]
+        code, out, err = optimize(method, base)
         assert code == 0, err
-        made = checkpoint.read_provenance(strict_json(out.splitlines()[-1])["checkpoint"])
-        assert made["method"] == method and made["version"] != made["parent"]
+        made[method] = Path(strict_json(out.splitlines()[-1])["checkpoint"])
+        provenance = checkpoint.read_provenance(made[method])
+        assert provenance["method"] == method and provenance["version"] != provenance["parent"]
 
 
 def test_bags_that_were_skipped_are_a_loss_and_it_is_said_which_and_why(hapo, recordings):
@@ -417,6 +435,36 @@ def test_the_json_of_a_training_is_json_for_every_reader(hapo, recordings):
 def test_a_failed_training_in_json_says_why_in_json(hapo, recordings):
     code, out, _ = hapo("train", recordings / "corrected", "--output", "out", "--json")
     assert code == 1 and "nothing was trained" in strict_json(out)["text"]
+
+
+def test_a_training_that_was_interrupted_goes_on_by_the_same_command_with_resume(
+    recordings, tmp_path
+):
+    command = ["train", recordings / "demonstrations", "--output", "base", "--json", *TINY]
+    command += ["--set", "steps=1000000"]
+
+    def interrupt(number, *flags):
+        """Run it until it has done one step; the number of that, and what it says at its end."""
+        running = subprocess.Popen(
+            [sys.executable, "-m", "hapo_ros.cli", *command, *flags],
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            first = strict_json(running.stdout.readline())
+            running.send_signal(number)
+            said, _ = running.communicate(timeout=DEADLINE_S)
+        finally:
+            running.kill()
+        assert running.returncode == 1
+        return first["step"], strict_json(said.splitlines()[-1])["text"]
+
+    first, said = interrupt(signal.SIGINT)
+    assert first == 1 and "No checkpoint was written" in said and "with --resume" in said
+    done = int(re.search(r"It had done (\d+) of 1000000 steps", said)[1])
+    assert interrupt(signal.SIGTERM, "--resume")[0] == done + 1
+    assert [path.name for path in tmp_path.iterdir()] == ["base.run"]
 
 
 def test_a_training_that_runs_out_of_memory_ends_with_a_sentence(recordings, tmp_path):

@@ -85,6 +85,32 @@ def test_kto_is_hapo_without_the_settings_of_its_weights():
         resolve("kto", {"beta_d": 2.0})
 
 
+def test_habc_has_the_constants_of_its_paper():
+    settings = resolve("habc")
+    paper = {
+        "window": 50,
+        "min_human": 10,
+        "critic_warmup": 500,
+        "batch_size": 256,
+        "huber_delta": 1.0,
+        "stale_after": 10000,
+        "eps": 1e-6,
+        "lr": 5e-5,
+        "demonstrations_in_mean": True,
+        "reweight_interventions": False,
+        "no_efficiency": False,
+        "critic_backbone": False,
+    }
+    assert {key: settings[key] for key in paper} == paper
+    assert resolve("habc_v") == settings | {"no_efficiency": True}
+    assert resolve("habc_ir") == settings | {"reweight_interventions": True}
+    dagger = resolve("imit_dagger")
+    assert dagger["fractions"] == {"expert": 0.5, "human": 0.5} and "critic_warmup" not in dagger
+    recap = resolve("imit_recap")
+    assert (recap["gamma"], recap["failure_penalty"]) == (0.99, 100.0)
+    assert recap["fractions"] == {"expert": 0.5, "interaction": 0.5}
+
+
 def test_bc_continue_sees_demonstrations_alone_and_has_no_preference_setting():
     assert resolve("bc_continue")["fractions"] == {"expert": 1.0}
     with pytest.raises(ValueError, match="has no setting 'beta'"):

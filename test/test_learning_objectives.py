@@ -10,7 +10,9 @@ from hapo_ros.learning.credit import DEMONSTRATION, INTERVENTION, NO_WINDOW, POL
 from hapo_ros.learning.objectives import (
     adaptive_weights,
     baseline,
+    critic_losses,
     dpo_loss,
+    efficiency_target,
     habc_gate,
     habc_weights,
     kto_loss,
@@ -18,8 +20,10 @@ from hapo_ros.learning.objectives import (
     log_ratio,
     merge_metrics,
     mismatched_kl,
+    recap_target,
     sirius_weights,
     tpo_loss,
+    value_losses,
 )
 
 DESIRABLE = torch.tensor([True, False, True, False, True, True])
@@ -467,6 +471,103 @@ def test_the_gate_of_habc_computed_by_hand():
     a_v[3], a_e[3] = 0.0, 0.4
     gate = habc_gate(*map(torch.tensor, (z, z_next, v, v_next, terminal)))
     np.testing.assert_allclose(gate, 1 + np.tanh((1 - p) * a_v + p * a_e), rtol=1e-12)
+
+
+def test_without_the_efficiency_term_the_gate_is_of_viability_alone():
+    z, z_next = torch.tensor([0.3, 1.0]), torch.tensor([0.8, 5.0])
+    far = torch.tensor([-9.0, -50.0])
+    gate = habc_gate(z, z_next, far, 3 * far, torch.tensor([False, True]), no_efficiency=True)
+    np.testing.assert_allclose(gate, [1 + np.tanh((1 - sigmoid(0.3)) * 0.5), 1.0], rtol=1e-6)
+
+
+CRITIC = {
+    "z_v": [0.3, -1.2, 2.0, 0.7, -0.4],
+    "v_e": [-3.0, -7.5, -1.2, -0.2, -2.0],
+    "v_e_next": [-2.5, -8.0, float("nan"), 0.9, -99.0],
+    "terminal": [False, False, True, False, False],
+    "outcome": [1, 0, 1, -1, -1],  # of three labelled windows, an intervention and another one
+    "progress": [True, False, True, True, False],
+}
+
+
+def critic():
+    return {
+        name: torch.tensor(v, dtype=torch.float64 if isinstance(v[0], float) else None)
+        for name, v in CRITIC.items()
+    }
+
+
+def test_the_targets_and_losses_of_the_critic_computed_by_hand():
+    c = critic()
+    y_e = efficiency_target(c["v_e_next"], c["terminal"], 20)
+    assert y_e.tolist() == [-3.5, -9.0, 0.0, pytest.approx(-0.1), -20.0]
+    assert efficiency_target(torch.tensor([5.0]), torch.tensor([False]), 20).item() == 0.0
+    viability, efficiency = critic_losses(
+        c["z_v"], c["v_e"], y_e, c["outcome"], c["progress"], delta=1.0
+    )
+    bce = -np.log([sigmoid(0.3), 1 - sigmoid(-1.2), sigmoid(2.0)])
+    assert viability.item() == pytest.approx(bce.mean())
+    huber = [0.5 * 0.5**2, 1.2 - 0.5, 0.5 * 0.1**2]  # errors of 0.5, 1.2 and 0.1 steps
+    assert efficiency.item() == pytest.approx(np.mean(huber))
+    nothing = torch.full((5,), -1), torch.zeros(5, dtype=torch.bool)
+    assert [x.item() for x in critic_losses(c["z_v"], c["v_e"], y_e, *nothing)] == [0.0, 0.0]
+
+
+def test_the_critics_gradient_is_that_of_its_loss_and_none_flows_into_its_targets():
+    c = critic()
+    z_v, v_e = c["z_v"].requires_grad_(), c["v_e"].requires_grad_()
+    v_e_next = c["v_e_next"].nan_to_num().requires_grad_()
+
+    def loss(z_v, v_e):
+        y_e = efficiency_target(v_e_next, c["terminal"], 20)
+        return sum(critic_losses(z_v, v_e, y_e, c["outcome"], c["progress"]))
+
+    assert torch.autograd.gradcheck(loss, (z_v, v_e))
+    loss(z_v, v_e).backward()
+    assert v_e_next.grad is None
+    assert (z_v.grad != 0).tolist() == [True, True, True, False, False]
+    assert (v_e.grad != 0).tolist() == CRITIC["progress"]
+
+
+def test_the_critics_losses_of_micro_batches_add_up_to_those_of_the_batch():
+    c = critic()
+    y_e = efficiency_target(c["v_e_next"], c["terminal"], 20)
+    arguments = [c["z_v"], c["v_e"], y_e, c["outcome"], c["progress"]]
+    parts = [
+        torch.stack(critic_losses(*(x[i : i + 1] for x in arguments), counts=(3, 3)))
+        for i in range(5)
+    ]
+    torch.testing.assert_close(sum(parts), torch.stack(critic_losses(*arguments)))
+
+
+RETURNS = torch.tensor([-20.0, -15.0, -10.0, -5.0, 0.0], dtype=torch.float64)
+
+
+def test_the_target_and_loss_of_a_distribution_over_returns_computed_by_hand():
+    reward = torch.tensor([-1.0, -100.0, 0.0])
+    value_next = torch.tensor([-8.0, float("nan"), float("nan")])
+    end = torch.tensor([False, True, True])
+    target = recap_target(reward, value_next, end, 0.99)
+    assert target.tolist() == pytest.approx([-1 - 0.99 * 8, -100.0, 0.0])
+    logits = torch.tensor([[0.1, -0.4, 0.7, 1.2, 0.0]] * 3, dtype=torch.float64)
+    logp = (logits[0] - logits[0].exp().sum().log()).numpy()
+    expected = [
+        -(0.784 * logp[2] + 0.216 * logp[3]),  # -8.92 lies 0.216 of the way from -10 to -5
+        -logp[0],
+        -logp[4],
+    ]
+    losses = value_losses(logits, target.double(), RETURNS)
+    assert losses.tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_values_gradient_is_that_of_its_loss_and_is_0_where_it_is_right():
+    logits = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    target = torch.tensor([-12.0, 3.0, -99.0], dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x: value_losses(x, target, RETURNS), logits)
+    right = torch.tensor([[1e-9, 0.4, 0.6, 1e-9, 1e-9]], dtype=torch.float64).log()
+    right.requires_grad_()
+    value_losses(right, target[:1], RETURNS).sum().backward()
+    assert right.grad.abs().max() < 1e-6
 
 
 FINITE = st.floats(-20, 20)

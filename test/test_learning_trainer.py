@@ -10,18 +10,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from toy_episodes import SMALL, episode, gradients, update_of
 
-from hapo_ros import labels
-from hapo_ros.episodes.types import EpisodeInfo, Observation, Step
-from hapo_ros.learning import methods, reference, trainer
-from hapo_ros.learning.data import Episode, build
+from hapo_ros.learning import loop, methods, reference, trainer
+from hapo_ros.learning.data import build
 from hapo_ros.learning.runlog import RunLog
-from hapo_ros.learning.updates import OBJECTIVES, Preference
+from hapo_ros.learning.updates import Preference
 from hapo_ros.policies import checkpoint, lora
 from hapo_ros.policies.network import Network
 
-NAMES = ["x", "y", "gripper"]
-SMALL = {"width": 32, "blocks": 1, "batch_size": 16, "lr": 3e-3}
 RIGHT, WRONG = 0.5, -0.5  # of the second dimension, where the policy does not know better
 
 
@@ -31,33 +28,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-def episode(name, source, live, actions, states, k=4):
-    relabelled = (
-        labels.demonstration(live)
-        if source == "demonstration"
-        else labels.relabel(np.array(live), k)
-    )
-    pose = np.array([0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0])
-    steps = [
-        Step(
-            t,
-            t,
-            Observation({}, np.zeros(9), pose, states[t]),
-            actions[t].astype(np.float32),
-            np.zeros(0, np.float32),
-            int(live[t]),
-            int(relabelled[t]),
-            "",
-            False,
-            0,
-            0.5,
-        )
-        for t in range(len(live))
-    ]
-    info = EpisodeInfo(name, "toy", "reach it", source, 0, action_space={"names": NAMES})
-    return Episode(info, steps, f"hash of {name}")
 
 
 def episodes(count=6):
@@ -91,31 +61,8 @@ def base(table, tmp_path_factory):
     return trainer.train_bc(table, {**SMALL, "k": 4, "steps": 60}, folder)
 
 
-def update_of(method, base, table, moved=True, **settings):
-    """A method's update on a base that has become surer since the reference was computed: of what
-    everyone does more than of the rest, so that z0 is positive."""
-    resolved = methods.resolve(method, {"k": 4, "batch_size": 8, **settings})
-    objective = OBJECTIVES[methods.method(method).objective]
-    policy = checkpoint.load(base.checkpoint)
-    if not objective.needs_reference:
-        return objective(policy, table, resolved)
-    policy.network.head.weight.data *= 0.6
-    kept = reference.compute(policy, table, objective.second(resolved))
-    if moved:
-        policy.network.head.weight.data /= 0.6
-    return objective(policy, table, resolved, kept)
-
-
 def preference(base, table, **settings):
     return update_of("hapo", base, table, **settings)
-
-
-def gradients(update, rows):
-    update.policy.network.zero_grad()
-    metrics = update.accumulate(np.asarray(rows))
-    return metrics, torch.cat(
-        [p.grad.flatten() for p in update.policy.network.parameters() if p.grad is not None]
-    )
 
 
 SECOND = reference.Second("mismatched", 0)
@@ -132,6 +79,8 @@ ROWS = [0, 1, 12, 13, 8, 9, 28, 60]  # demonstrations, corrections and undesirab
         *((name, {}) for name in methods.METHODS if name != "bc"),
         ("hapo", {"scope": "group"}),
         ("hapo", {"scale": "unit_mean", "l1_prediction": "generate"}),
+        ("habc_ir", {"critic_warmup": 0, "min_human": 1}),
+        ("imit_recap", {"critic_warmup": 0}),
         *((name, ANCHOR) for name in methods.METHODS if "bc_weight" in methods.resolve(name)),
     ],
     ids=str,
@@ -333,11 +282,11 @@ def test_the_gripper_rule_is_on_and_can_be_switched_off(base, table):
 
 
 def test_the_learning_rate_warms_up_and_its_cosine_ends_with_the_last_optimizer_step():
-    rates = [trainer.rate(step, 100, 10) for step in range(100)]
+    rates = [loop.rate(step, 100, 10) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == rates[10] == 1.0
     assert all(a > b for a, b in itertools.pairwise(rates[10:]))
     assert rates[55] == pytest.approx(0.5) and 0 < rates[99] < 0.001
-    assert trainer.rate(0, 1, 0) == 1.0
+    assert loop.rate(0, 1, 0) == 1.0
 
 
 @pytest.mark.parametrize("method", ["sirius", "dpo", "tpo", "hapo"])
@@ -530,8 +479,8 @@ def test_the_anchor_keeps_what_was_shown_where_hapo_as_published_loses_it(base, 
     ("method", "limit"), [("hapo", -15.0), ("tpo", -15.0), ("dpo", -15.0), ("kto", -5.0)]
 )
 def test_log_ratios_that_run_away_are_said_once(base, table, tmp_path, monkeypatch, method, limit):
-    assert trainer.RUNAWAY == -15.0
-    monkeypatch.setattr(trainer, "RUNAWAY", limit)
+    assert loop.RUNAWAY == -15.0
+    monkeypatch.setattr(loop, "RUNAWAY", limit)
     settings = {"k": 4, "steps": 20, "batch_size": 8, "parameters": "full", "lr": 3e-2}
     trained = trainer.optimize(
         table, base.checkpoint, method, settings | {"warmup": 0}, tmp_path / "new"
@@ -562,7 +511,7 @@ def test_a_chunk_may_fall_as_far_as_each_of_its_actions(tmp_path):
         for horizon, said in ((5, 0), (1, 1)):
             recent = deque([{"reward_undesirable": value} for value in (math.nan, -30.0, -20.0)])
             recent[1]["runaway"] = 0.0
-            trainer._warn_of_runaway(3, recent, horizon, log)
+            loop._warn_of_runaway(3, recent, horizon, log)
             assert len(log.notes) == said and recent[-1]["runaway"] == said
 
 
@@ -620,7 +569,7 @@ def test_progress_is_told_after_every_step(base, table, tmp_path):
 
 def test_a_cancelled_run_writes_no_checkpoint(base, table, tmp_path):
     told = []
-    with pytest.raises(trainer.Cancelled, match="No checkpoint was written"):
+    with pytest.raises(loop.Cancelled, match="No checkpoint was written"):
         trainer.optimize(
             table,
             base.checkpoint,
@@ -648,7 +597,7 @@ def test_nan_stops_the_run_and_names_the_step_and_the_episodes(base, table, tmp_
         return metrics
 
     monkeypatch.setattr(Preference, "accumulate", poisoned)
-    with pytest.raises(trainer.Diverged, match=r"at step 2\. .*batch was: (demo|run)\d steps \["):
+    with pytest.raises(loop.Diverged, match=r"at step 2\. .*batch was: (demo|run)\d steps \["):
         trainer.optimize(
             table,
             base.checkpoint,

@@ -184,6 +184,11 @@ def test_the_settings_in_the_text_are_the_defaults():
         f"samples, learning rate {own['lr']:g};" in text
     )
     assert f"(The demo trains all parameters, at {SETTINGS['lr']:g}.)" in text
+    assert "from `habc` on in this table 256 samples, of `tpo` 8 takeovers." in text
+    listed = [code(row[0])[0] for row in rows(section("Learning"))]
+    sizes = {name: resolve(name)["batch_size"] for name in listed}
+    later = listed[listed.index("habc") :]
+    assert sizes == dict.fromkeys(listed, 32) | dict.fromkeys(later, 256) | {"tpo": 8}
     anchored = resolve("hapo_anchored")
     assert f"a behaviour-cloning term of weight {anchored['bc_weight']:g} on" in text
     assert f"log-ratio is below {anchored['undesirable_floor']:g} already" in text

@@ -6,7 +6,7 @@ after the last intervention. Only the policy's steps that no human interfered wi
 labelled with the outcome: all of them where nobody intervened, else those of the suffix.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -20,7 +20,7 @@ MIN_HUMAN = 10  # human steps that a window of an intervention has at least
 
 @dataclass(frozen=True)
 class Windows:
-    """The windows of one episode of T steps, by anchor.
+    """The windows of one episode of T steps, by anchor; or of T steps of several.
 
     kind: (T,) of NO_WINDOW, DEMONSTRATION, POLICY_WINDOW, INTERVENTION. outcome: (T,) 1 or 0 for
     the policy's windows whose outcome is the policy's doing, else UNLABELLED: what the viability
@@ -35,6 +35,15 @@ class Windows:
     progress: np.ndarray
     terminal: np.ndarray
     mask: np.ndarray
+
+    def at(self, anchors) -> "Windows":
+        """Those of some anchors."""
+        return Windows(*(getattr(self, f.name)[anchors] for f in fields(self)))
+
+    @classmethod
+    def joined(cls, parts) -> "Windows":
+        """Those of several episodes, one after the other."""
+        return cls(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)))
 
 
 def label_windows(

@@ -2,13 +2,13 @@
 
 A method is an objective, the groups its batches are drawn from, and defaults that differ from the
 common ones. The next method is one more entry of :data:`METHODS`; a new objective is one more class
-in ``updates.py``.
+in ``updates.py`` or ``cloning.py``.
 """
 
 import math
 from dataclasses import dataclass, field
 
-from hapo_ros.learning.data import GROUPS, TAKEOVER, UNIONS
+from hapo_ros.learning.table import GROUPS, TAKEOVER, UNIONS
 
 EXPERT_ONLY = {"expert": 1.0}
 PAPER_FRACTIONS = {"expert": 0.5, "human": 0.25, "undesirable": 0.25}
@@ -118,6 +118,55 @@ REWEIGHTING = {
     ),
     "no_reweighting": Setting(False, bool, "lambda = 1 (ablation; this is kto)."),
 }
+WINDOWS = {
+    "window": Setting(50, int, "Steps in which the operator's of a correction are counted.", low=1),
+    "min_human": Setting(10, int, "Least operator's steps in the window of one learned.", low=1),
+}
+CRITIC = {
+    "critic_warmup": Setting(
+        500, int, "Steps in which only the critic learns what the policy's steps are worth.", low=0
+    ),
+    "critic_backbone": Setting(
+        False, bool, "The critic's loss trains the policy's features, not its own heads alone."
+    ),
+    "stale_after": Setting(
+        10000,
+        int,
+        "Optimizer steps after which what a policy did is not learned from; none: never.",
+        low=0,
+        none=True,
+    ),
+}
+ADVANTAGE = {
+    "t_max": Setting(
+        None, int, "Steps an episode may take; none: the longest recorded.", low=1, none=True
+    ),
+    "huber_delta": Setting(
+        1.0, float, "Error of the efficiency head, in steps, from which its loss is linear.",
+        low=0, above=True,
+    ),
+    "eps": Setting(1e-6, float, "Least mean that weights are divided by.", low=0, above=True),
+    "demonstrations_in_mean": Setting(
+        True, bool, "Demonstrations enter the mean of eq. (8); else they weigh 1."
+    ),
+    "reweight_interventions": Setting(False, bool, "The gate weights corrections too (IR)."),
+    "no_efficiency": Setting(False, bool, "Viability alone (ablation; this is habc_v)."),
+}  # fmt: skip
+RECAP = {
+    "gamma": Setting(0.99, float, "Discount of a step's rewards.", low=0, above=True, high=1),
+    "failure_penalty": Setting(100.0, float, "Taken at the end of a failure.", low=0),
+    "value_bins": Setting(101, int, "Returns that the value is a distribution over.", low=2),
+    "held_out": Setting(
+        0.2, float, "Share of deployment episodes that the threshold is chosen on.",
+        low=0, above=True, high=0.9,
+    ),
+    "keep": Setting(
+        0.25, float, "Share of their steps above the threshold.", low=0, above=True, high=1
+    ),
+}  # fmt: skip
+HABC_FRACTIONS = {"expert": 0.5, "human": 0.25, "policy": 0.25}
+HABC_SETTINGS = COMMON | SAMPLING | CLONING | WINDOWS | CRITIC | ADVANTAGE
+HABC_BATCH = {"batch_size": 256}
 BASE = {
     "inputs": Setting(
         "auto",
@@ -133,8 +182,9 @@ BASE = {
 
 @dataclass(frozen=True)
 class Method:
-    """objective: class in updates.py, by name. fractions: groups of a batch. settings: all it
-    knows. defaults: where they differ. text: one sentence for users."""
+    """objective: class by name, see ``updates.OBJECTIVES``. fractions: groups of a batch. settings:
+    all it knows. defaults: where they differ. text: one sentence for users. after: methods of which
+    one has to have made the base, or a policy that the base comes from; empty: any."""
 
     name: str
     objective: str
@@ -142,6 +192,7 @@ class Method:
     settings: dict[str, Setting]
     fractions: dict[str, float]
     defaults: dict = field(default_factory=dict)
+    after: tuple[str, ...] = ()
 
 
 METHODS = {
@@ -212,6 +263,47 @@ METHODS = {
             COMMON | SAMPLING | PREFERENCE | UTILITY | REWEIGHTING,
             PAPER_FRACTIONS,
             {"bc_weight": 1.0, "undesirable_floor": -5.0},
+        ),
+        Method(
+            "imit_dagger",
+            "imit_dagger",
+            "Behaviour cloning of demonstrations and corrections, half and half.",
+            COMMON | SAMPLING | CLONING | WINDOWS,
+            {"expert": 0.5, "human": 0.5},
+            HABC_BATCH,
+        ),
+        Method(
+            "imit_recap",
+            "imit_recap",
+            "Behaviour cloning of demonstrations and of steps that a value thinks good.",
+            COMMON | SAMPLING | CLONING | CRITIC | RECAP,
+            {"expert": 0.5, "interaction": 0.5},
+            HABC_BATCH,
+        ),
+        Method(
+            "habc_v",
+            "habc",
+            "habc without its efficiency head.",
+            HABC_SETTINGS,
+            HABC_FRACTIONS,
+            HABC_BATCH | {"no_efficiency": True},
+        ),
+        Method(
+            "habc",
+            "habc",
+            "Behaviour cloning weighted by a critic of viability and efficiency.",
+            HABC_SETTINGS,
+            HABC_FRACTIONS,
+            HABC_BATCH,
+        ),
+        Method(
+            "habc_ir",
+            "habc",
+            "habc that weights corrections too, for a policy that habc has trained.",
+            HABC_SETTINGS,
+            HABC_FRACTIONS,
+            HABC_BATCH | {"reweight_interventions": True},
+            after=("habc", "habc_v", "habc_ir"),
         ),
     )
 }

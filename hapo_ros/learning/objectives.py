@@ -243,7 +243,7 @@ def sirius_weights(counts, *, human=0.5, undesirable=0.002):
 
         w = P*(class) / P(class)
 
-    counts: (4,) steps of the classes expert, human, undesirable, policy (``data.GROUPS``), drawn
+    counts: (4,) steps of the classes expert, human, undesirable, policy (``table.GROUPS``), drawn
     from alike, so that P(class) is its share. P* of human and undesirable are given; demonstrations
     keep their share, and the policy's steps get the rest. Where nothing is left for these, their
     weight is 0 and the demonstrations get what human and undesirable leave. A class without a step
@@ -265,7 +265,63 @@ def sirius_weights(counts, *, human=0.5, undesirable=0.002):
     return torch.where(counts > 0, wanted / share, 0.0)
 
 
-def habc_gate(z_v, z_v_next, v_e, v_e_next, terminal):
+def efficiency_target(v_e_next, terminal, t_max):
+    """(B,) y_e, what V_e(s_t) is to be: minus the steps to success; HABC eq. (3).
+
+    0 at the terminal success step, else -1 + V_e(s_{t+1}), kept in [-t_max, 0]. v_e_next: (B,) V_e
+    at s_{t+1}, not looked at where terminal (B,) bool. No gradient.
+    """
+    later = (v_e_next.detach() - 1.0).clamp(-t_max, 0.0)
+    return torch.where(terminal, torch.zeros_like(later), later)
+
+
+def critic_losses(z_v, v_e, y_e, outcome, progress, *, delta=1.0, counts=None):
+    """The viability and the efficiency head's loss, 0-d each; HABC eq. (4) is their sum.
+
+        mean of BCE(z_v, y) over labelled windows,  mean of Huber(V_e, y_e) where ``progress``
+
+    z_v, v_e: (B,) the heads' answers. y_e: (B,), see ``efficiency_target``. outcome: (B,) 1, 0 or
+    UNLABELLED; progress: (B,) bool, both as of ``credit.label_windows``. delta: of Huber, in steps;
+    errors above it pull alike, so that V_e tends to a median: where half of the steps go nowhere,
+    it has no other end than the targets' bound. counts: windows of each mean in the effective
+    batch; by default those given here. A mean over nothing is 0.
+    """
+    labelled = outcome != UNLABELLED
+    if counts is None:
+        counts = int(labelled.sum()), int(progress.sum())
+    y = (outcome == 1).to(z_v)
+    viability = F.binary_cross_entropy_with_logits(z_v, y, reduction="none")
+    efficiency = F.huber_loss(v_e, y_e.detach(), reduction="none", delta=delta)
+    return (
+        torch.where(labelled, viability, 0.0).sum() / max(1, counts[0]),
+        torch.where(progress, efficiency, 0.0).sum() / max(1, counts[1]),
+    )
+
+
+def recap_target(reward, value_next, end, gamma):
+    """(B,) what the value V(s_t) is to be, (1 - m)(r + gamma V(s')) + m R; HABC eq. (9).
+
+    reward: (B,) r. value_next: (B,) V(s_{t+1}), not looked at at an episode's end (B,) bool, where
+    m = 1 and what is left of the return R is r. The same, less V(s_t), is what imit_recap keeps
+    steps by. No gradient.
+    """
+    return torch.where(end, reward, reward + gamma * value_next.detach())
+
+
+def value_losses(logits, target, returns):
+    """(B,) cross-entropy of a distribution over returns with a target value (HABC appendix A).
+
+    logits: (B, K). returns: (K,) what each of them stands for, evenly spaced and rising. target:
+    (B,), as the two returns next to it, by its distance to each; beyond the last, as that one.
+    """
+    spacing = returns[1] - returns[0]
+    place = ((target - returns[0]) / spacing).clamp(0, len(returns) - 1)
+    near = torch.arange(len(returns), device=place.device)
+    shares = (1.0 - (place[:, None] - near).abs()).clamp(min=0.0)
+    return -(shares * F.log_softmax(logits, -1)).sum(1)
+
+
+def habc_gate(z_v, z_v_next, v_e, v_e_next, terminal, *, no_efficiency=False):
     """(B,) g in (0, 2): how much the policy's step from s_t was worth; HABC eqs. (5)-(7).
 
         A_v = z_v(s') - z_v(s)    A_e = -1 + V_e(s') - V_e(s)    p = sigmoid(z_v(s))
@@ -273,12 +329,15 @@ def habc_gate(z_v, z_v_next, v_e, v_e_next, terminal):
 
     z_v, z_v_next: (B,) logits of viability at s_t and s_{t+1}. v_e, v_e_next: (B,) minus the steps
     to success there. terminal: (B,) bool, terminal success steps: their next values are never
-    looked at, A_v = 0 and A_e = -V_e(s_t) (method.md 2). No gradient. Far out, g rounds to 0 or 2.
+    looked at, A_v = 0 and A_e = -V_e(s_t) (method.md 2). no_efficiency: without the term of A_e
+    (HABC-V). No gradient. Far out, g rounds to 0 or 2.
     """
     z_v, v_e = z_v.detach(), v_e.detach()
     zero = torch.zeros_like(z_v)
     viability = torch.where(terminal, zero, z_v_next.detach() - z_v)
     efficiency = torch.where(terminal, zero, v_e_next.detach() - 1.0) - v_e
+    if no_efficiency:
+        efficiency = zero
     return 1.0 + torch.tanh(torch.sigmoid(-z_v) * viability + torch.sigmoid(z_v) * efficiency)
 
 

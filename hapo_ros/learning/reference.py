@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hapo_ros.learning.data import StepTable
+from hapo_ros.learning.table import StepTable
 
 
 @dataclass(frozen=True)

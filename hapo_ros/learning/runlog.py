@@ -31,27 +31,40 @@ def software() -> dict[str, str]:
 
 def new_folder(wanted) -> Path:
     """``wanted``, or with -2, -3, ... behind it where that exists; created."""
-    wanted = Path(wanted)
-    folder, number = wanted, 1
-    while folder.exists():
-        number += 1
-        folder = wanted.with_name(f"{wanted.name}-{number}")
+    folder = _folders(wanted)[-1]
     folder.mkdir(parents=True)
     return folder
+
+
+def last_folder(wanted) -> Path:
+    """What ``new_folder`` made last; ``wanted`` itself where it made none."""
+    return _folders(wanted)[-2:][0]
+
+
+def _folders(wanted) -> list[Path]:
+    """``wanted``, then with -2, -3, ... behind it; all exist but for the last."""
+    folders = [Path(wanted)]
+    while folders[-1].exists():
+        folders.append(folders[0].with_name(f"{folders[0].name}-{len(folders) + 1}"))
+    return folders
 
 
 class RunLog:
     """``metrics.jsonl``, one line a step, and TensorBoard events beside it, in ``folder``.
 
+    step: of the run there that is gone on with; what was written of later ones is dropped.
     ``notes``: sentences a user should read, which are in ``notes.txt`` too.
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder, step: int = 0):
         from torch.utils.tensorboard import SummaryWriter
 
         self.folder = Path(folder)
-        self._lines = (self.folder / "metrics.jsonl").open("x", buffering=1)
-        self._board = SummaryWriter(self.folder)
+        path = self.folder / "metrics.jsonl"
+        before = path.read_text().splitlines(keepends=True)[:step] if step else []
+        self._lines = path.open("w", buffering=1)
+        self._lines.writelines(before)
+        self._board = SummaryWriter(self.folder, purge_step=step + 1 if step else None)
         self.notes: list[str] = []
 
     def write(self, step: int, metrics: dict[str, float]) -> None:

@@ -1,58 +1,34 @@
-"""Training: one loop for every method, from recorded episodes to a new checkpoint.
+"""Training, by any method: from recorded episodes to a new checkpoint.
 
 ``train_bc`` makes a base policy, ``optimize`` a better one from a base and interventions. Both
 take bags or a ready :class:`StepTable`, say how far they are, stop where asked to, and write a
 checkpoint only when everything went well. What is served is never changed from here.
 """
 
-import math
-import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from hapo_ros.learning import data, methods, reference
-from hapo_ros.learning.data import StepTable
-from hapo_ros.learning.runlog import RunLog, jsonable, new_folder, software
+from hapo_ros.learning import data, interrupted, methods, reference
+from hapo_ros.learning.cloning import Update
+from hapo_ros.learning.loop import Cancelled, Hooks, OutOfMemory, Training
+from hapo_ros.learning.runlog import RunLog, jsonable, last_folder, new_folder, software
 from hapo_ros.learning.sampler import BalancedSampler
+from hapo_ros.learning.table import GROUPS, TAKEOVER, StepTable
 from hapo_ros.learning.updates import OBJECTIVES
 from hapo_ros.policies import checkpoint, lora
-
-FINAL_STEPS = 50  # over which the provenance's final metrics are averaged
-RUNAWAY = -15.0
-"""Mean log-ratio of an undesirable action, over FINAL_STEPS steps, below which a run warns; of a
-chunk, as many times that as it has actions.
-
-Measured: runs that ended at -27 and -36 (hapo), or -38 (kto), gained nothing that could be shown
-and lost likelihood of the demonstrations; a floor of -5 keeps runs far from that. At -15 an action
-is 3e-7 times as likely as it was: it is avoided, and what is pushed further goes to anything else.
-"""
-
-
-class Cancelled(RuntimeError):
-    """Training was stopped on request; no checkpoint was written."""
-
-
-class Diverged(RuntimeError):
-    """Training produced NaN or infinity; no checkpoint was written."""
-
-
-class OutOfMemory(RuntimeError):
-    """There was not enough memory; no checkpoint was written."""
 
 
 @dataclass
 class Trained:
     """A new checkpoint. metrics: means over the last steps. run: folder of the run's metrics.
     notes: sentences a user should read (shares given to other groups, log-ratios that ran away).
-    skipped: one for every bag
-    that was given and not used, which makes it a result with loss."""
+    skipped: one for every bag that was given and not used, which makes it a result with loss."""
 
     checkpoint: Path
     version: str
@@ -60,24 +36,6 @@ class Trained:
     run: Path
     notes: list[str]
     skipped: list[str]
-
-
-@dataclass
-class Hooks:
-    """How a run talks to whoever started it.
-
-    progress: called after each step with step, total, loss, reward_desirable, reward_undesirable
-    (NaN where the method has none) and time_left_s. cancelled: asked before each step. clock:
-    monotonic seconds.
-    """
-
-    progress: Callable[[dict], None] = lambda report: None
-    cancelled: Callable[[], bool] = lambda: False
-    clock: Callable[[], float] = time.monotonic
-
-    def stop_if_cancelled(self) -> None:
-        if self.cancelled():
-            raise Cancelled("Training was cancelled. No checkpoint was written.")
 
 
 @contextmanager
@@ -107,13 +65,17 @@ def train_bc(
     cancelled=None,
     run_folder=None,
     device: str | None = None,
+    resume: bool = False,
 ) -> Trained:
     """Train a base policy (tiny_vla) by behaviour cloning of the demonstrations in ``source``.
 
     source: bag folders, or a StepTable. settings: overrides of method ``bc``. output: folder of
     the new checkpoint. run_folder: of the metrics, ``output`` with ".run" behind it by default.
-    device: of torch; a GPU where there is one. Raises ValueError for bad settings or data,
-    FileExistsError where ``output`` exists, Cancelled, Diverged, OutOfMemory.
+    device: of torch; a GPU where there is one. resume: go on with the run of the same arguments
+    that was cancelled, in whose ``run_folder`` all is kept that it takes; on the CPU the checkpoint
+    is that of a run that was never cancelled, bit for bit. Raises ValueError for bad settings or
+    data or where there is no such run, FileExistsError where ``output`` exists, Cancelled,
+    Diverged, OutOfMemory.
     """
     resolved = methods.resolve("bc", settings)
     _refuse_existing(output)
@@ -126,11 +88,10 @@ def train_bc(
         table,
         resolved,
         output,
-        None,
-        device,
-        run_folder,
-        None,
-        _hooks(progress, cancelled),
+        device=device,
+        run_folder=run_folder,
+        resume=resume,
+        hooks=_hooks(progress, cancelled),
     )
 
 
@@ -147,6 +108,7 @@ def optimize(
     run_folder=None,
     reference_cache=None,
     device: str | None = None,
+    resume: bool = False,
 ) -> Trained:
     """Optimize the policy of checkpoint ``base`` on ``source`` by a method (method.md 1).
 
@@ -158,45 +120,84 @@ def optimize(
         raise ValueError(f"Method {method} trains a new base policy: call train_bc.")
     _refuse_existing(output)
     policy = checkpoint.load(base)
-    groups = data.GROUPS if resolved.get("no_balanced_sampling") else tuple(resolved["fractions"])
+    ancestors = checkpoint.lineage(base)
+    _require_first_phase(method, ancestors)
+    whole = resolved.get("no_balanced_sampling") or _objective(method).needs_following
+    groups = GROUPS if whole else tuple(resolved["fractions"])
     options = {
         "cameras": tuple(policy.cameras),
         "object_state": policy.object_state > 0,
         "horizon": policy.horizon,
     }
     table = _table(source, resolved, groups, options).seen_by(policy)
+    table = replace(table, ages=_ages(ancestors))
     return _run(
         method,
         policy,
         table,
         resolved,
         output,
-        base,
-        device,
-        run_folder,
-        reference_cache,
-        _hooks(progress, cancelled),
+        base=base,
+        reference_cache=reference_cache,
+        device=device,
+        run_folder=run_folder,
+        resume=resume,
+        hooks=_hooks(progress, cancelled),
     )
 
 
 def _run(
-    method, policy, table, settings, output, base, device, run_folder, reference_cache, hooks
+    method: str,
+    policy,
+    table: StepTable,
+    settings: dict,
+    output,
+    *,
+    base=None,
+    reference_cache=None,
+    device,
+    run_folder,
+    resume: bool,
+    hooks: Hooks,
 ) -> Trained:
     output = Path(output)
     parent = policy.version
+    identity = {
+        "method": method,
+        "base": parent,
+        "settings": settings,
+        "episodes": [table.fingerprint(), *table.episodes],
+    }
+    folder = run_folder or output.with_name(output.name + ".run")
+    state = None
+    if resume:
+        folder = last_folder(folder)
+        state = interrupted.read(folder, identity)
     policy.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    sampler = _sampler(table, settings)
+    sampler = _sampler(method, table, settings)
     update = _update(method, policy, table, settings, reference_cache, hooks)
-    folder = new_folder(run_folder or output.with_name(output.name + ".run"))
-    with RunLog(folder) as log:
-        metrics = fit(policy, update, sampler, settings, log, hooks)
-    notes = sampler.notes + log.notes
+    if not resume:
+        folder = new_folder(folder)
+    with RunLog(folder, state["step"] if state else 0) as log:
+        training = Training(policy, update, sampler, settings, log)
+        if state:
+            training.load_state_dict(state)
+        try:
+            metrics = training.run(hooks)
+        except Cancelled as error:
+            interrupted.write(folder, identity, training.state_dict())
+            raise Cancelled(
+                f"{error} It had done {training.step} of {settings['steps']} steps; the same "
+                "command with --resume goes on from there."
+            ) from error
+    notes = [*sampler.notes, *update.notes, *log.notes]
     provenance = jsonable(
         {
             "method": method,
             "settings": settings,
             "parent": parent,
             "parent_checkpoint": str(base or ""),
+            "ancestors": checkpoint.lineage(base) if base else [],
             "k": table.k,
             "effective_batch": settings["batch_size"],
             "batch_composition": sampler.counts,
@@ -210,88 +211,18 @@ def _run(
         }
     )
     version = checkpoint.save(policy, output, provenance)
+    interrupted.forget(folder)
     return Trained(output, version, metrics, folder, notes, table.skipped)
 
 
-def fit(policy, update, sampler, settings: dict, log, hooks: Hooks) -> dict:
-    """The loop: ``settings['steps']`` optimizer steps; returns metrics averaged over the last.
-
-    One step is one effective batch, whatever the micro-batch; the learning rate's horizon counts
-    these steps. Raises Cancelled and Diverged.
-    """
-    parameters = [p for p in policy.network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=settings["lr"], weight_decay=settings["weight_decay"]
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: rate(step, settings["steps"], settings["warmup"])
-    )
-    total, started = settings["steps"], hooks.clock()
-    recent: deque[dict] = deque(maxlen=FINAL_STEPS)
-    policy.network.train()
-    for step in range(1, total + 1):
-        hooks.stop_if_cancelled()
-        rows = next(sampler)
-        optimizer.zero_grad()
-        metrics = update.accumulate(rows)
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings["max_grad_norm"]))
-        if not (math.isfinite(metrics["loss"]) and math.isfinite(norm)):
-            raise Diverged(
-                f"Loss {metrics['loss']:g} and gradient {norm:g} at step {step}. Training stopped "
-                f"and no checkpoint was written. The batch was: {update.table.names(rows)}. Look "
-                "at these episodes, or use a lower learning rate."
-            )
-        metrics |= {"grad_norm": norm, "lr": schedule.get_last_lr()[0]}
-        optimizer.step()
-        schedule.step()
-        recent.append(metrics)
-        if "reward_undesirable" in metrics:
-            _warn_of_runaway(step, recent, policy.horizon, log)
-        log.write(step, metrics)
-        hooks.progress(
-            {
-                "step": step,
-                "total": total,
-                "loss": metrics["loss"],
-                "reward_desirable": metrics.get("reward_desirable", math.nan),
-                "reward_undesirable": metrics.get("reward_undesirable", math.nan),
-                "time_left_s": (hooks.clock() - started) / step * (total - step),
-            }
-        )
-    policy.network.eval()
-    return {key: float(np.mean([m[key] for m in recent])) for key in recent[0]}
-
-
-def _warn_of_runaway(step: int, recent: deque[dict], horizon: int, log: RunLog) -> None:
-    """Note once where the log-ratio of undesirable actions runs away; the metric ``runaway`` is 1
-    from that step on, 0 before."""
-    ratios = np.array([m["reward_undesirable"] for m in recent])
-    ratios = ratios[np.isfinite(ratios)]
-    before = len(recent) > 1 and recent[-2]["runaway"] == 1.0
-    found = bool(ratios.size) and ratios.mean() < RUNAWAY * horizon
-    recent[-1]["runaway"] = float(before or found)
-    if found and not before:
-        log.note(
-            step,
-            f"The mean log-ratio of undesirable actions has run away to {ratios.mean():.0f} (below "
-            f"{RUNAWAY * horizon:.0f}) at step {step}: likelihood goes to anything else, and what "
-            "was demonstrated loses too. Look at the policy before you use it. Set "
-            f"undesirable_floor={-5 * horizon} and bc_weight=1 (as hapo_anchored), or use a lower "
-            "lr or fewer steps.",
-        )
-
-
-def rate(step: int, total: int, warmup: int) -> float:
-    """Learning rate of optimizer step ``step`` (from 0), over its highest: warm-up, then cosine."""
-    if step < warmup:
-        return (step + 1) / warmup
-    return 0.5 * (1.0 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+def _objective(method: str) -> type[Update]:
+    return OBJECTIVES[methods.method(method).objective]
 
 
 def _update(method: str, policy, table, settings, reference_cache, hooks):
     """The objective's update. Whatever the reference needs is computed before anything is trained,
     from these very weights, and LoRA is added to them in place: there is one set of weights."""
-    objective = OBJECTIVES[methods.method(method).objective]
+    objective = _objective(method)
     inputs = [policy, table, settings]
     if objective.needs_reference:
         second = objective.second(settings)
@@ -303,10 +234,32 @@ def _update(method: str, policy, table, settings, reference_cache, hooks):
     return objective(*inputs)
 
 
-def _sampler(table: StepTable, settings: dict) -> BalancedSampler:
-    groups, fractions = table.groups, settings["fractions"]
-    if settings.get("no_undesirable"):
-        groups = {name: rows[table.desirable[rows]] for name, rows in groups.items()}
+def _require_first_phase(method: str, ancestors: list[dict]) -> None:
+    """ValueError unless the base comes from what the method goes on from."""
+    wanted = methods.method(method).after
+    if wanted and not any(made["method"] in wanted for made in ancestors):
+        raise ValueError(
+            f"Method {method} goes on from a policy that {' or '.join(wanted)} has trained, and "
+            f"the base was trained by {ancestors[0]['method'] or 'nothing that is known'}, so "
+            f"nothing was trained. Run {wanted[0]} first, and give its checkpoint as the base."
+        )
+
+
+def _ages(ancestors: list[dict]) -> dict[str, int]:
+    """Optimizer steps from each policy that is known to the newest, by version."""
+    ages, steps = {}, 0
+    for made in ancestors:
+        ages[made["version"]] = steps
+        if made["steps"] is None:
+            break
+        steps += made["steps"]
+    return ages
+
+
+def _sampler(method: str, table: StepTable, settings: dict) -> BalancedSampler:
+    drawn = _objective(method).drawn(table, settings)
+    groups = {name: rows[drawn[rows]] for name, rows in table.groups.items()}
+    fractions = settings["fractions"]
     if settings.get("no_balanced_sampling"):
         groups = {"all": np.concatenate([groups[name] for name in fractions])}
         fractions = {"all": 1.0}
@@ -317,7 +270,7 @@ def _sampler(table: StepTable, settings: dict) -> BalancedSampler:
         settings["seed"],
         allow_missing=settings.get("allow_missing_group", False),
     )
-    if data.TAKEOVER in sampler.counts and table.unpaired:
+    if TAKEOVER in sampler.counts and table.unpaired:
         takeovers = len(table.pairs) + table.unpaired
         sampler.notes.append(
             f"Not used: {table.unpaired} of {takeovers} takeovers, for want of a correction or of "

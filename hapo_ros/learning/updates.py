@@ -1,7 +1,6 @@
 """One optimizer step's gradients: an effective batch in micro-batches, for each objective.
 
-An update's ``accumulate(rows)`` adds the gradients of one effective batch and returns its metrics.
-Splitting the batch differently gives the same gradients.
+Those of the preference objectives are here, those that clone in ``cloning.py``.
 """
 
 import math
@@ -10,53 +9,12 @@ import numpy as np
 import torch
 
 from hapo_ros.learning import objectives
-from hapo_ros.learning.augment import augment
-from hapo_ros.learning.data import GROUPS, StepTable
+from hapo_ros.learning.cloning import Cloning, Habc, ImitDagger, ImitRecap, Sirius, Update, split
 from hapo_ros.learning.reference import Reference, Second
+from hapo_ros.learning.table import StepTable
 
 
-def split(rows, size: int) -> list[np.ndarray]:
-    """Rows in micro-batches of ``size``; the last may be smaller."""
-    return [rows[i : i + size] for i in range(0, len(rows), size)]
-
-
-class Cloning:
-    """Behaviour cloning: mean over the batch of the mean negative log-likelihood of its tokens."""
-
-    needs_reference = False
-
-    def __init__(self, policy, table: StepTable, settings: dict):
-        self.policy, self.table, self.settings = policy, table, settings
-        self.generator = torch.Generator().manual_seed(settings["seed"])
-
-    def accumulate(self, rows) -> dict[str, float]:
-        total = 0.0
-        for micro in split(rows, self.settings["micro_batch"]):
-            shift = self.settings["image_shift"]
-            batch = augment(self.table.batch(micro), shift, self.generator)
-            loss = self._weighted(self.policy.bc_loss(batch), micro).sum() / len(rows)
-            loss.backward()
-            total += float(loss.detach())
-        return {"loss": total}
-
-    def _weighted(self, losses, rows):
-        """(len(rows),) losses, each as much as its row counts."""
-        return losses
-
-
-class Sirius(Cloning):
-    """Behaviour cloning weighted by who acted and what came of it: method.md 1.6."""
-
-    def __init__(self, policy, table: StepTable, settings: dict):
-        super().__init__(policy, table, settings)
-        counts = [len(table.groups[name]) for name in GROUPS]
-        self.weights = objectives.sirius_weights(counts)[torch.from_numpy(table.group)]
-
-    def _weighted(self, losses, rows):
-        return losses * self.weights[rows].to(losses)
-
-
-class Preference:
+class Preference(Update):
     """What all preference objectives share: micro-batches, reference, floor and cloning term.
 
     One of them says in ``_loss`` what its samples are worth, and in ``_totals`` which sums over
@@ -270,6 +228,9 @@ class Tpo(Preference):
 OBJECTIVES = {
     "cloning": Cloning,
     "sirius": Sirius,
+    "imit_dagger": ImitDagger,
+    "imit_recap": ImitRecap,
+    "habc": Habc,
     "kto": Kto,
     "hapo": Hapo,
     "dpo": Dpo,

@@ -247,9 +247,10 @@ class PolicyNode(HapoNode):
 
     def _watch_loading(self) -> None:
         loading = self._loading
+        ended = not loading.is_alive()
         while loading.stages:
             loading.handle.publish_feedback(LoadPolicy.Feedback(stage=loading.stages.pop(0)))
-        if not loading.is_alive():
+        if ended:
             self._loading_watch.cancel()
             loading.handle.execute()
 

@@ -107,7 +107,8 @@ class Policy(Protocol):
     confidence: of the last ``act``, mean probability of the chosen tokens, NaN before.
     action_names: names of the D dimensions. horizon: T. token_names: the action dimension of each
     of the N tokens, or None where a token belongs to no single dimension. cameras: name ->
-    (height, width). object_state: S, 0 for none. network: the torch module with all weights.
+    (height, width). object_state: S, 0 for none. feature_size: W of ``features``. network: the
+    torch module with all weights.
     """
 
     family: str
@@ -118,6 +119,7 @@ class Policy(Protocol):
     token_names: tuple[str, ...] | None
     cameras: dict[str, tuple[int, int]]
     object_state: int
+    feature_size: int
     network: "torch.nn.Module"
 
     def act(self, observation: Observation, instruction: str) -> np.ndarray:
@@ -125,6 +127,9 @@ class Policy(Protocol):
 
     def forward_observation(self, batch: Batch) -> Any:
         """Everything that depends on the observation alone, for ``score``."""
+
+    def features(self, batch: Batch) -> "torch.Tensor":
+        """(B, W) what the network makes of the observation, for a critic's heads to read."""
 
     def score(self, batch: Batch, prefix: Any = None, generate: bool = False) -> Scored:
         """One teacher-forced pass over the batch's actions, on ``prefix`` where it is given."""
@@ -141,7 +146,10 @@ class Policy(Protocol):
         """
 
     def bc_loss(self, batch: Batch) -> "torch.Tensor":
-        """(B,) mean negative log-likelihood of the valid tokens."""
+        """(B,) what cloning makes small: mean negative log-likelihood of the valid tokens.
+
+        Of a policy that is trained by flow matching, the error of its velocity (HABC eq. (1)).
+        """
 
     def example(self, brightness: int = 127) -> Observation:
         """A made-up observation of the right shapes."""

@@ -156,6 +156,15 @@ def read_provenance(folder) -> dict:
     return _read_json(Path(folder), "provenance.json")
 
 
+def lineage(folder) -> list[dict]:
+    """Of a checkpoint and of those that it comes from, newest first: version, method and optimizer
+    steps. Steps are None where they are not known; nothing is known of what came before those."""
+    provenance = read_provenance(folder)
+    steps = provenance.get("settings", {}).get("steps")
+    own = {"version": provenance.get("version"), "method": provenance.get("method"), "steps": steps}
+    return [own, *provenance.get("ancestors", [])]
+
+
 def _load(folder: Path, config: dict):
     from hapo_ros.policies import family
 

@@ -115,13 +115,17 @@ class Network(nn.Module):
                 nn.init.normal_(layer.weight, std=0.02 / (2 * blocks) ** 0.5)
 
     def observe(self, words, images, numbers):
-        """words (B, W) int; images name -> (B, H, W, 3); numbers name -> (B, S) -> the prefix."""
+        """What the observation comes to: (B, width), the mean over its tokens, and the prefix.
+
+        words: (B, W) int. images: name -> (B, H, W, 3). numbers: name -> (B, S).
+        """
         parts = [self.words(words) + self.word_position]
         parts += [
             encode(images[name.removeprefix("camera_")]) for name, encode in self.cameras.items()
         ]
         parts += [encode(numbers[name]) for name, encode in self.numbers.items()]
-        return self._blocks(torch.cat(parts, 1), None)[1]
+        x, prefix = self._blocks(torch.cat(parts, 1), None)
+        return self.norm(x).mean(1), prefix
 
     def slot_logits(self, prefix, previous, first: int = 0):
         """Logits of the action tokens from slot ``first`` on.

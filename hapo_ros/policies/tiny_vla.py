@@ -84,6 +84,7 @@ class TinyVla:
         self.object_state, self.horizon = config.object_state, config.horizon
         self.action_names = tuple(config.action_names)
         self.token_names = self.action_names * config.horizon
+        self.feature_size = config.width
         numbers = {"proprio": PROPRIO_DIM}
         if config.object_state:
             numbers["object_state"] = config.object_state
@@ -174,6 +175,12 @@ class TinyVla:
     # Scoring
 
     def forward_observation(self, batch: Batch):
+        return self._observe(batch)[1]
+
+    def features(self, batch: Batch):
+        return self._observe(batch)[0]
+
+    def _observe(self, batch: Batch):
         c, device = self._constants, self.device
         words = np.stack([self.words.encode(text) for text in batch.instructions])
         numbers = {"proprio": (batch.proprio.to(device) - c["proprio_mean"]) / c["proprio_std"]}
