@@ -447,3 +447,30 @@ def test_a_deployment_of_no_checkpoint_ends_before_anything_starts(tmp_path, ros
         assert process.wait(DEADLINE_S) == 1
     log = (tmp_path / "deploy.log").read_text()
     assert "nowhere does not exist" in log and "Running" not in log and "Traceback" not in log
+
+
+def test_a_fault_in_lock_step_is_cleared_though_the_last_report_was_of_a_deflected_cap(
+    tmp_path, policy, ros_domain
+):
+    parameters = {"simulated_operator": {"patience_steps": 8, "finish": True}}
+    arguments = {"operator": "simulated", "lock_step": "true", "episodes": 2}
+    with nothing_left_running(), Graph(tmp_path, policy, parameters, **arguments) as graph:
+
+        def authority():
+            return graph.authorities[-1]["authority"] if graph.authorities else None
+
+        def request(event):
+            return graph.gateway.call("request_authority", event=int(event))
+
+        graph.until(lambda: authority() == Authority.HUMAN)
+        bridge = graph.supervisor.pid("robosuite_bridge")
+        os.kill(bridge, signal.SIGSTOP)  # no tick comes any more, so no report either
+        try:
+            assert request(Event.ESTOP)["ok"]
+            first = graph.state["episode_id"]
+            assert graph.gateway.call("discard_episode", episode_id=first, reason="A test.")["ok"]
+            graph.until(lambda: request(Event.CLEAR_FAULT)["ok"])
+        finally:
+            os.kill(bridge, signal.SIGCONT)
+        graph.until(lambda: graph.state.get("state") == RUNNING)
+        assert graph.state["episode_id"] != first

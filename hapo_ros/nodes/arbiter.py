@@ -299,7 +299,9 @@ class ArbiterNode(HapoNode):
 
     def _watch(self) -> None:
         self._watch_commander()
-        if not self.parameters.lock_step:
+        # In lock-step every step is a tick's. A fault has to be cleared where none come, too.
+        between_episodes = self._episode is None and self.core.authority is Authority.FAULT
+        if not self.parameters.lock_step or between_episodes:
             self._watch_ticks()
         self._watch_robot()
 

@@ -48,7 +48,8 @@ class SimulatedOperatorNode(HapoNode):
         self._operator: SimulatedOperator | None = None
         self._episode_id = ""
         self._seen_running = ""  # id of the episode that the recorder last said is running
-        self._report = _AT_REST  # what the device shows
+        self._report = _AT_REST  # what the device is to show
+        self._shown, self._shown_ns = _AT_REST, 0  # what it last showed, and its stamp
         self._request = None  # (future, deadline)
         self._next_start_s = 0.0
         self._start_deadline_s = self.now_s() + own.start_timeout_s
@@ -118,6 +119,10 @@ class SimulatedOperatorNode(HapoNode):
     def _on_started(self, reply) -> None:
         if not reply.ok:
             self.get_logger().warning(reply.text, throttle_duration_sec=5.0)
+            # In lock-step it reports once a tick, and its last report may be of a deflected cap:
+            # where a fault is why nothing starts, that could never be cleared.
+            if self._shown.axes.any():
+                self._publish_report(self._shown_ns + 1)  # time stands still without ticks
             return
         self._episode_id, self._had_arm = reply.episode_id, False
         self._operator = SimulatedOperator(
@@ -240,6 +245,7 @@ class SimulatedOperatorNode(HapoNode):
 
     def _publish_report(self, stamp_ns: int) -> None:
         report = self._report
+        self._shown, self._shown_ns = report, stamp_ns
         built = messages.operator_messages(
             self.types, report.axes, report.buttons, report.twist, stamp_ns
         )
