@@ -29,7 +29,8 @@ settings.load_profile("hapo_ros")
 
 os.environ.setdefault("MUJOCO_GL", "egl")
 # Two files run at a time, on as many cores: threads of one product would only wait for each other.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# And one thread adds in one order.
+os.environ["OMP_NUM_THREADS"] = "1"
 # Nothing leaves this machine, and what else runs on it is not heard (unless domains collide).
 os.environ["ROS_AUTOMATIC_DISCOVERY_RANGE"] = "LOCALHOST"
 os.environ["ROS_DOMAIN_ID"] = str(random.randint(1, 100))

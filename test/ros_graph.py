@@ -261,6 +261,15 @@ class Graph:
         assert replies[-1]["ok"], replies[-1]["text"]
         return replies[-1]["episode_id"]
 
+    def end_episode(self, episode_id: str, **fields) -> dict:
+        """End an episode after its last step, as a success unless ``fields`` say other."""
+        request = {"episode_id": episode_id, "outcome": "success", "last_sequence": -1} | fields
+        return self.gateway.call("end_episode", **request)
+
+    def request(self, event) -> dict:
+        """Ask the arbiter for an Event; the reply."""
+        return self.gateway.call("request_authority", event=int(event))
+
     def discard_running(self) -> None:
         """Discard the running episode, if there is one."""
         self.gateway.news()

@@ -63,7 +63,7 @@ def resume(graph, steps: int = 10):
     def going():
         status = graph.authorities[-1]
         if status["authority"] == Authority.HOLD:
-            assert graph.gateway.call("request_authority", event=int(Event.RESUME))["ok"]
+            assert graph.request(Event.RESUME)["ok"]
         return status["labels"][labels.POLICY] > first + steps
 
     graph.until(going)
@@ -76,9 +76,7 @@ def decided_for(bag, after: int, reason: Reason) -> list[int]:
 
 
 def end(graph, episode_id) -> Path:
-    ended = graph.gateway.call(
-        "end_episode", episode_id=episode_id, outcome="success", last_sequence=-1
-    )
+    ended = graph.end_episode(episode_id)
     assert ended["ok"], ended["text"]
     return Path(ended["bag"])
 
@@ -459,17 +457,14 @@ def test_a_fault_in_lock_step_is_cleared_though_the_last_report_was_of_a_deflect
         def authority():
             return graph.authorities[-1]["authority"] if graph.authorities else None
 
-        def request(event):
-            return graph.gateway.call("request_authority", event=int(event))
-
         graph.until(lambda: authority() == Authority.HUMAN)
         bridge = graph.supervisor.pid("robosuite_bridge")
         os.kill(bridge, signal.SIGSTOP)  # no tick comes any more, so no report either
         try:
-            assert request(Event.ESTOP)["ok"]
+            assert graph.request(Event.ESTOP)["ok"]
             first = graph.state["episode_id"]
             assert graph.gateway.call("discard_episode", episode_id=first, reason="A test.")["ok"]
-            graph.until(lambda: request(Event.CLEAR_FAULT)["ok"])
+            graph.until(lambda: graph.request(Event.CLEAR_FAULT)["ok"])
         finally:
             os.kill(bridge, signal.SIGCONT)
         graph.until(lambda: graph.state.get("state") == RUNNING)

@@ -119,9 +119,7 @@ def test_an_action_that_is_80_ms_late_is_never_executed_and_never_learned(tmp_pa
             return enough and heard[-1].sequence > last + 5
 
         graph.until(all_was_late)
-        ended = graph.gateway.call(
-            "end_episode", episode_id=episode_id, outcome="failure", last_sequence=-1
-        )
+        ended = graph.end_episode(episode_id, outcome="failure")
     bag = Path(ended["bag"])
 
     recorded = load(bag)

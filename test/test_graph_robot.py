@@ -65,12 +65,7 @@ def test_an_episode_with_a_human_is_recorded_as_the_policy_saw_it(tmp_path, poli
         with graph(tmp_path, policy, operator, operator="simulated", episodes=1) as running:
             assert not running.deployment.lock_step
             running.until(both_have_acted, timeout_s=90.0)
-            ended = running.gateway.call(
-                "end_episode",
-                episode_id=running.state["episode_id"],
-                outcome="success",
-                last_sequence=-1,
-            )
+            ended = running.end_episode(running.state["episode_id"])
     logs = {path.stem: path.read_text() for path in (tmp_path / "logs").glob("*.log")}
     assert "Traceback" not in "".join(logs.values())
 

@@ -76,11 +76,6 @@ def graph(deployment):
     deployment.discard_running()
 
 
-def end(graph, episode_id, **fields):
-    request = {"outcome": "success", "last_sequence": -1} | fields
-    return graph.gateway.call("end_episode", episode_id=episode_id, **request)
-
-
 def until_policy_acts(graph):
     acting = (int(Authority.POLICY), int(Reason.POLICY_ACTS))
     begin = len(graph.authorities)
@@ -98,7 +93,7 @@ def until_policy_acts(graph):
 def test_an_episode_is_recorded_without_an_operator(graph):
     episode_id = graph.start_episode(seed=7)
     until_policy_acts(graph)
-    ended = end(graph, episode_id, outcome="failure", note="Seen enough.")
+    ended = graph.end_episode(episode_id, outcome="failure", note="Seen enough.")
     assert ended["ok"] and ended["text"] == f"Recorded in {ended['bag']}."
     reader = EpisodeReader(ended["bag"])
     assert (reader.info.episode_id, reader.info.seed) == (episode_id, 7)
@@ -111,8 +106,8 @@ def test_a_second_episode_is_refused_and_the_running_one_is_named(graph):
     episode_id = graph.start_episode()
     again = graph.gateway.call("start_episode", task="Lift", source="deployment", seed=2)
     assert not again["ok"] and episode_id in again["text"]
-    assert end(graph, episode_id)["ok"]
-    assert "No episode is running" in end(graph, episode_id)["text"]
+    assert graph.end_episode(episode_id)["ok"]
+    assert "No episode is running" in graph.end_episode(episode_id)["text"]
 
 
 def test_an_end_that_does_not_fit_is_refused_and_the_episode_goes_on(graph):
@@ -122,12 +117,12 @@ def test_an_end_that_does_not_fit_is_refused_and_the_episode_goes_on(graph):
         ({"outcome": "discarded"}, "outcome must be success or failure"),
         ({"outcome": "splendid"}, "outcome must be success or failure"),
     ):
-        refused = end(graph, **({"episode_id": episode_id} | wrong))
+        refused = graph.end_episode(**({"episode_id": episode_id} | wrong))
         assert not refused["ok"] and not refused["bag"] and said in refused["text"]
     wrong = graph.gateway.call("discard_episode", episode_id="another", reason="")
     assert not wrong["ok"] and episode_id in wrong["text"]
     until_policy_acts(graph)
-    assert end(graph, episode_id)["ok"]
+    assert graph.end_episode(episode_id)["ok"]
 
 
 @pytest.mark.parametrize(
@@ -151,7 +146,7 @@ def test_an_episode_that_cannot_be_is_refused_with_a_sentence(graph, wrong, said
 def test_an_episode_of_a_name_on_disk_is_refused_and_nothing_is_overwritten(graph):
     episode_id = graph.start_episode(episode_id="twice")
     until_policy_acts(graph)
-    bag = end(graph, episode_id)["bag"]
+    bag = graph.end_episode(episode_id)["bag"]
     before = EpisodeReader(bag).bag_hash
     again = graph.gateway.call(
         "start_episode", task="Lift", source="deployment", seed=2, episode_id=episode_id
@@ -183,7 +178,7 @@ def test_another_policy_is_loaded_while_serving_and_the_next_steps_are_its(graph
     pid, before = graph.supervisor.pid("policy"), graph.served["version"]
     first = graph.start_episode()
     until_policy_acts(graph)
-    bag_before = end(graph, first)["bag"]
+    bag_before = graph.end_episode(first)["bag"]
     stages, result = [], None
     request = graph.gateway.begin("load_policy", checkpoint=str(policies["other"]))
     for said in graph.gateway.replies(request, 150.0):
@@ -195,7 +190,7 @@ def test_another_policy_is_loaded_while_serving_and_the_next_steps_are_its(graph
     assert result["ok"] and result["policy_version"] != before
     second = graph.start_episode()  # at once: whoever records knows of it already
     until_policy_acts(graph)
-    bag_after = end(graph, second)["bag"]
+    bag_after = graph.end_episode(second)["bag"]
     for bag, version in ((bag_before, before), (bag_after, result["policy_version"])):
         assert EpisodeReader(bag).info.policy_version == version
         made_by = {step.policy_version for step in EpisodeReader(bag).steps(images=False)}
@@ -211,7 +206,7 @@ def test_a_policy_is_not_loaded_during_an_episode_which_is_named(graph, policies
     assert not refused["ok"] and episode_id in refused["text"]
     assert refused["policy_version"] == before == graph.served["version"]
     until_policy_acts(graph)
-    end(graph, episode_id)
+    graph.end_episode(episode_id)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +226,7 @@ def test_what_cannot_be_served_is_refused_and_the_old_policy_goes_on(graph, poli
     assert refused["policy_version"] == before
     episode_id = graph.start_episode()
     until_policy_acts(graph)
-    bag = end(graph, episode_id)["bag"]
+    bag = graph.end_episode(episode_id)["bag"]
     made_by = {step.policy_version for step in EpisodeReader(bag).steps(images=False)}
     assert before in made_by and made_by <= {before, ""}
     assert graph.supervisor.pid("policy") == pid
@@ -402,7 +397,7 @@ def test_while_a_training_runs_services_answer_and_a_second_is_refused_until_it_
                 took_s[call] = min(took_s.get(call, np.inf), time.monotonic() - began_s)
             episode_id = other.call("start_episode", task="Lift", source="deployment")["episode_id"]
             until_policy_acts(graph)
-            assert end(graph, episode_id)["ok"]
+            assert graph.end_episode(episode_id)["ok"]
             assert children_of_the_optimizer(graph)
     finally:
         graph.gateway.cancel(request)
@@ -471,31 +466,31 @@ def test_the_result_of_a_training_says_which_bags_were_skipped(graph, policies, 
 def test_a_hold_is_asked_for_and_ended(graph):
     episode_id = graph.start_episode()
     until_policy_acts(graph)
-    assert graph.gateway.call("request_authority", event=int(Event.HOLD))["ok"]
+    assert graph.request(Event.HOLD)["ok"]
     graph.until(lambda: graph.authorities[-1]["reason"] == Reason.OPERATOR_HOLD)
     assert graph.authorities[-1]["authority"] == Authority.HOLD
-    assert graph.gateway.call("request_authority", event=int(Event.RESUME))["ok"]
+    assert graph.request(Event.RESUME)["ok"]
     until_policy_acts(graph)
-    bag = end(graph, episode_id)["bag"]
+    bag = graph.end_episode(episode_id)["bag"]
     steps = EpisodeReader(bag).steps(images=False)
     held = [step for step in steps if step.reason == Reason.OPERATOR_HOLD]
     assert held and not any(step.action[:6].any() or step.live != 3 for step in held)
-    refused = graph.gateway.call("request_authority", event=int(Event.START_DEPLOYMENT))
+    refused = graph.request(Event.START_DEPLOYMENT)
     assert not refused["ok"]
 
 
 def test_no_episode_starts_in_a_fault_and_the_next_one_after_it_was_cleared_acts(graph):
-    assert graph.gateway.call("request_authority", event=int(Event.ESTOP))["ok"]
+    assert graph.request(Event.ESTOP)["ok"]
     graph.until(lambda: graph.authorities[-1]["authority"] == Authority.FAULT)
-    resumed = graph.gateway.call("request_authority", event=int(Event.RESUME))
+    resumed = graph.request(Event.RESUME)
     assert not resumed["ok"] and "a fault is latched" in resumed["text"]
     refused = graph.gateway.call("start_episode", task="Lift", source="deployment", seed=1)
     assert not refused["ok"] and "The arbiter is in FAULT" in refused["text"]
-    assert graph.gateway.call("request_authority", event=int(Event.CLEAR_FAULT))["ok"]
+    assert graph.request(Event.CLEAR_FAULT)["ok"]
     graph.until(lambda: graph.authorities[-1]["reason"] == Reason.FAULT_CLEARED)
     episode_id = graph.start_episode()
     until_policy_acts(graph)
-    assert end(graph, episode_id)["ok"]
+    assert graph.end_episode(episode_id)["ok"]
 
 
 def test_every_parameter_of_every_node_is_described_and_typed(graph, module_ros_domain):
@@ -546,7 +541,7 @@ def test_an_optimizer_that_is_stopped_takes_its_training_with_it(graph, policies
     assert not (graph.folder / "trained" / "stopped").exists()
     episode_id = graph.start_episode()
     until_policy_acts(graph)
-    assert end(graph, episode_id)["ok"]
+    assert graph.end_episode(episode_id)["ok"]
 
 
 def test_what_libraries_print_is_not_taken_for_the_trainings_words(

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from toy_episodes import SMALL, episodes, gradients, run, update_of
+from toy_episodes import episodes, gradients, run, trained_base, update_of
 
 from hapo_ros.labels import HUMAN, POLICY
 from hapo_ros.learning import methods, trainer
@@ -20,14 +20,6 @@ FAMILY = ("habc_v", "habc", "habc_ir")
 QUICK = {"k": 4, "steps": 4, "batch_size": 16, "min_human": 2, "warmup": 0, "lr": 1e-3}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def table():
     return build(episodes(), k=4)
@@ -35,10 +27,7 @@ def table():
 
 @pytest.fixture(scope="module")
 def base(table, tmp_path_factory):
-    torch.set_num_threads(1)
-    return trainer.train_bc(
-        table, {**SMALL, "k": 4, "steps": 5}, tmp_path_factory.mktemp("base") / "base"
-    )
+    return trained_base(table, tmp_path_factory.mktemp("base"))
 
 
 def optimize(table, base, method, output, **settings):

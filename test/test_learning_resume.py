@@ -5,8 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
-from toy_episodes import SMALL, episodes, run
+from toy_episodes import episodes, run, trained_base
 
 from hapo_ros.labels import POLICY
 from hapo_ros.learning import loop, methods, trainer
@@ -16,14 +15,6 @@ QUICK = {"k": 4, "steps": 6, "batch_size": 8, "min_human": 1, "warmup": 2, "lr":
 QUICK |= {"critic_warmup": 2}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def table():
     return build(episodes(), k=4)
@@ -31,9 +22,7 @@ def table():
 
 @pytest.fixture(scope="module")
 def base(table, tmp_path_factory):
-    return trainer.train_bc(
-        table, {**SMALL, "k": 4, "steps": 5}, tmp_path_factory.mktemp("base") / "base"
-    ).checkpoint
+    return trained_base(table, tmp_path_factory.mktemp("base")).checkpoint
 
 
 def optimize(table, base, output, method="hapo", stop_at=None, **settings):

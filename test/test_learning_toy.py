@@ -12,15 +12,6 @@ from hapo_ros.learning.runlog import RunLog
 from hapo_ros.learning.updates import OBJECTIVES
 from hapo_ros.policies import checkpoint
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 ADVANCE, DITHER, STRAY, OTHER = 0.7, -0.7, 0.0, 0.3
 
 

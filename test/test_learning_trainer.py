@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from toy_episodes import SMALL, episode, gradients, update_of
+from toy_episodes import SMALL, episode, gradients, trained_base, update_of
 
 from hapo_ros.learning import loop, methods, reference, trainer
 from hapo_ros.learning.data import build
@@ -20,14 +20,6 @@ from hapo_ros.policies import checkpoint, lora
 from hapo_ros.policies.network import Network
 
 RIGHT, WRONG = 0.5, -0.5  # of the second dimension, where the policy does not know better
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def episodes(count=6):
@@ -56,9 +48,7 @@ def table():
 @pytest.fixture(scope="module")
 def base(table, tmp_path_factory):
     """A checkpoint, trained a little by behaviour cloning."""
-    torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("base") / "base"
-    return trainer.train_bc(table, {**SMALL, "k": 4, "steps": 60}, folder)
+    return trained_base(table, tmp_path_factory.mktemp("base"), steps=60)
 
 
 def preference(base, table, **settings):

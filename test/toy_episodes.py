@@ -8,7 +8,7 @@ import torch
 from hapo_ros import labels
 from hapo_ros.episodes.types import EpisodeInfo, Observation, Step
 from hapo_ros.labels import HUMAN, POLICY
-from hapo_ros.learning import methods, reference
+from hapo_ros.learning import methods, reference, trainer
 from hapo_ros.learning.data import Episode
 from hapo_ros.learning.updates import OBJECTIVES
 from hapo_ros.policies import checkpoint
@@ -67,6 +67,11 @@ def episodes():
         run("helped", p * 3 + h * 4 + p * 3),
         run("in vain", p * 2 + h * 3 + p * 2, "failure"),
     ]
+
+
+def trained_base(table, folder, steps=5):
+    """A base policy after so many steps of behaviour cloning, in ``folder``; a Trained."""
+    return trainer.train_bc(table, {**SMALL, "k": 4, "steps": steps}, folder / "base")
 
 
 def update_of(method, base, table, moved=True, **settings):

@@ -43,14 +43,12 @@ class TickJoiner:
     def take(self):
         """(message, {topic: message}) of the newest complete tick, which ends the wait for older
         ones; None where none is complete."""
-        for age, tick in enumerate(reversed(self._ticks)):
-            if not self._missing(tick):
-                parts = {topic: each[_stamp(tick, topic)] for topic, each in self._buffers.items()}
-                newer = list(self._ticks)[len(self._ticks) - age :]
-                self._ticks.clear()
-                self._ticks.extend(newer)
-                return tick, parts
-        return None
+        tick = next((tick for tick in reversed(self._ticks) if not self._missing(tick)), None)
+        if tick is None:
+            return None
+        while self._ticks.popleft() is not tick:
+            pass  # an older one
+        return tick, {topic: each[_stamp(tick, topic)] for topic, each in self._buffers.items()}
 
     def _missing(self, tick) -> list[str]:
         return [t for t, buffer in self._buffers.items() if _stamp(tick, t) not in buffer]

@@ -115,7 +115,7 @@ class Network(nn.Module):
                 nn.init.normal_(layer.weight, std=0.02 / (2 * blocks) ** 0.5)
 
     def observe(self, words, images, numbers):
-        """What the observation comes to: (B, width), the mean over its tokens, and the prefix.
+        """The tokens of the observation after the last block, (B, tokens, width), and the prefix.
 
         words: (B, W) int. images: name -> (B, H, W, 3). numbers: name -> (B, S).
         """
@@ -124,8 +124,11 @@ class Network(nn.Module):
             encode(images[name.removeprefix("camera_")]) for name, encode in self.cameras.items()
         ]
         parts += [encode(numbers[name]) for name, encode in self.numbers.items()]
-        x, prefix = self._blocks(torch.cat(parts, 1), None)
-        return self.norm(x).mean(1), prefix
+        return self._blocks(torch.cat(parts, 1), None)
+
+    def summary(self, x):
+        """(B, width) what the tokens of the observation come to."""
+        return self.norm(x).mean(1)
 
     def slot_logits(self, prefix, previous, first: int = 0):
         """Logits of the action tokens from slot ``first`` on.

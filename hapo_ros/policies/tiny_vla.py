@@ -178,7 +178,7 @@ class TinyVla:
         return self._observe(batch)[1]
 
     def features(self, batch: Batch):
-        return self._observe(batch)[0]
+        return self.network.summary(self._observe(batch)[0])
 
     def _observe(self, batch: Batch):
         c, device = self._constants, self.device

@@ -25,7 +25,7 @@ class Renderer:
             self._context = _context(sim)
         except (ImportError, AttributeError, OSError, RuntimeError) as error:
             raise no_gl(error) from error
-        self._size = int(image_size)
+        self._size = image_size
         self._views = {name: _View(sim, camera) for name, camera in names.items()}
         # Not at the interpreter's end: EGL is terminated before it, and has freed everything.
         self._free = weakref.finalize(self, _free, self._context)
