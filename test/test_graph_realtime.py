@@ -145,8 +145,11 @@ def test_an_action_that_is_80_ms_late_is_never_executed_and_never_learned(tmp_pa
         assert not steps[sequence].action[:6].any()
         assert not ticks[sequence + 1].applied_action[:6].any()  # nor did the robot move
 
-    table = from_readers([EpisodeReader(bag)], drop_unresolved=False)
-    learned = set(table.sequence.tolist())
-    assert not learned & late
-    assert learned == {s for s, step in steps.items() if step.live != labels.NONE}
-    assert learned
+    in_time = {sequence for sequence, step in steps.items() if step.live != labels.NONE}
+    try:
+        table = from_readers([EpisodeReader(bag)], drop_unresolved=False)
+    except ValueError as nothing_left:
+        # On a machine so busy that no action at all came in time there is nothing to learn.
+        assert "No step to learn from" in str(nothing_left) and not in_time
+    else:
+        assert set(table.sequence.tolist()) == in_time and not in_time & late
