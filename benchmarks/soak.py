@@ -44,7 +44,8 @@ def untrained(folder: Path, cameras: dict[str, tuple[int, int]], object_state: i
     import torch
 
     from hapo_ros.policies import checkpoint
-    from hapo_ros.policies.tiny_vla import Normalisation, TinyVla, TinyVlaConfig
+    from hapo_ros.policies.small import Normalisation
+    from hapo_ros.policies.tiny_vla import TinyVla, TinyVlaConfig
     from hapo_ros.policies.tokenizers import Words
     from hapo_ros.sim.environment import action_space
 

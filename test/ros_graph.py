@@ -39,7 +39,8 @@ def save_untrained(folder: Path, *, cameras=(), object_state: int = 0, seed: int
     import torch
 
     from hapo_ros.policies import checkpoint
-    from hapo_ros.policies.tiny_vla import Normalisation, TinyVla, TinyVlaConfig
+    from hapo_ros.policies.small import Normalisation
+    from hapo_ros.policies.tiny_vla import TinyVla, TinyVlaConfig
     from hapo_ros.policies.tokenizers import Words
 
     # Never the global random state: other tests draw from it.

@@ -27,7 +27,8 @@ from hapo_ros.episodes import (
     open_episodes,
 )
 from hapo_ros.policies import checkpoint
-from hapo_ros.policies.tiny_vla import Normalisation, TinyVla, TinyVlaConfig
+from hapo_ros.policies.small import Normalisation
+from hapo_ros.policies.tiny_vla import TinyVla, TinyVlaConfig
 from hapo_ros.policies.tokenizers import Words
 from hapo_ros.sim.tasks import get_task
 

@@ -22,7 +22,8 @@ from hapo_ros.devices import DeviceLost, spacemouse
 from hapo_ros.parameters import PARAMETERS
 from hapo_ros.policies import checkpoint
 from hapo_ros.policies.promoted import set_current, written_ns
-from hapo_ros.policies.tiny_vla import Normalisation, TinyVla, TinyVlaConfig
+from hapo_ros.policies.small import Normalisation
+from hapo_ros.policies.tiny_vla import TinyVla, TinyVlaConfig
 from hapo_ros.policies.tokenizers import Words
 from hapo_ros.resources import resource
 from hapo_ros.sim.operator import OperatorConfig

@@ -17,7 +17,7 @@ from hapo_ros.learning.data import build
 from hapo_ros.learning.runlog import RunLog
 from hapo_ros.learning.updates import Preference
 from hapo_ros.policies import checkpoint, lora
-from hapo_ros.policies.network import Network
+from hapo_ros.policies.network import ActionTokens
 
 RIGHT, WRONG = 0.5, -0.5  # of the second dimension, where the policy does not know better
 
@@ -330,7 +330,7 @@ def test_lora_needs_no_second_copy_of_the_base_and_leaves_it_as_it_was(
     base, table, tmp_path, method
 ):
     def networks():
-        return sum(type(thing) is Network for thing in gc.get_objects())
+        return sum(type(thing) is ActionTokens for thing in gc.get_objects())
 
     gc.collect()
     before, alive = networks(), []

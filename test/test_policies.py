@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from hapo_ros.episodes.types import Observation
 from hapo_ros.policies import FAMILIES, family
 from hapo_ros.policies.base import Batch, proprioception
-from hapo_ros.policies.tiny_vla import Normalisation, TinyVla, TinyVlaConfig
+from hapo_ros.policies.small import Normalisation
+from hapo_ros.policies.tiny_vla import TinyVla, TinyVlaConfig
 from hapo_ros.policies.tokenizers import UniformBins, Words
 
 NAMES = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
@@ -210,6 +211,7 @@ def test_an_observation_unlike_training_is_refused():
 def test_the_same_input_gives_the_same_bits_in_another_process():
     code = (
         "import numpy as np, torch; torch.set_num_threads(1); torch.manual_seed(0)\n"
+        "from hapo_ros.policies.small import Normalisation\n"
         "from hapo_ros.policies.tiny_vla import *\n"
         "names = ('x', 'y', 'gripper')\n"
         "p = TinyVla(TinyVlaConfig({'c': (84, 84)}, 0, names, width=32, blocks=2),"

@@ -9,7 +9,8 @@ import torch
 
 from hapo_ros.policies import checkpoint, lora
 from hapo_ros.policies.base import Batch
-from hapo_ros.policies.tiny_vla import Normalisation, TinyVla, TinyVlaConfig
+from hapo_ros.policies.small import Normalisation
+from hapo_ros.policies.tiny_vla import TinyVla, TinyVlaConfig
 from hapo_ros.policies.tokenizers import Words
 
 NAMES = ("x", "y", "z", "gripper")

@@ -53,7 +53,8 @@ def checkpoint(tmp_path_factory):
     """An untrained policy on the object state."""
     torch = pytest.importorskip("torch")
     from hapo_ros.policies import checkpoint
-    from hapo_ros.policies.tiny_vla import Normalisation, TinyVla, TinyVlaConfig
+    from hapo_ros.policies.small import Normalisation
+    from hapo_ros.policies.tiny_vla import TinyVla, TinyVlaConfig
     from hapo_ros.policies.tokenizers import Words
 
     torch.manual_seed(0)

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass, field
 
 from hapo_ros.learning.table import GROUPS, TAKEOVER, UNIONS
+from hapo_ros.policies import FAMILIES
 
 EXPERT_ONLY = {"expert": 1.0}
 PAPER_FRACTIONS = {"expert": 0.5, "human": 0.25, "undesirable": 0.25}
@@ -168,13 +169,14 @@ HABC_FRACTIONS = {"expert": 0.5, "human": 0.25, "policy": 0.25}
 HABC_SETTINGS = COMMON | SAMPLING | CLONING | WINDOWS | CRITIC | ADVANTAGE
 HABC_BATCH = {"batch_size": 256}
 BASE = {
+    "family": Setting("tiny_vla", str, "Of the new policy.", choices=tuple(FAMILIES)),
     "inputs": Setting(
         "auto",
         str,
         "What the policy sees; auto: images where recorded, else state.",
         choices=("auto", "images", "state", "both"),
     ),
-    "horizon": Setting(1, int, "Actions of a chunk.", low=1),
+    "horizon": Setting(None, int, "Actions of a chunk; none: the family's.", low=1, none=True),
     "width": Setting(128, int, "Width of the transformer.", low=16),
     "blocks": Setting(4, int, "Blocks of the transformer.", low=1),
 }

@@ -21,7 +21,7 @@ from hapo_ros.learning.runlog import RunLog, jsonable, last_folder, new_folder, 
 from hapo_ros.learning.sampler import BalancedSampler
 from hapo_ros.learning.table import GROUPS, TAKEOVER, StepTable
 from hapo_ros.learning.updates import OBJECTIVES
-from hapo_ros.policies import checkpoint, lora
+from hapo_ros.policies import checkpoint, family, lora
 
 
 @dataclass
@@ -67,7 +67,7 @@ def train_bc(
     device: str | None = None,
     resume: bool = False,
 ) -> Trained:
-    """Train a base policy (tiny_vla) by behaviour cloning of the demonstrations in ``source``.
+    """Train a base policy by behaviour cloning of the demonstrations in ``source``.
 
     source: bag folders, or a StepTable. settings: overrides of method ``bc``. output: folder of
     the new checkpoint. run_folder: of the metrics, ``output`` with ".run" behind it by default.
@@ -79,7 +79,9 @@ def train_bc(
     """
     resolved = methods.resolve("bc", settings)
     _refuse_existing(output)
-    table = _table(source, resolved, ("expert",), _inputs(resolved["inputs"]))
+    resolved["horizon"] = resolved["horizon"] or family(resolved["family"]).Config.horizon
+    options = _inputs(resolved["inputs"]) | {"horizon": resolved["horizon"]}
+    table = _table(source, resolved, ("expert",), options)
     policy = _new_policy(table, resolved)
     table = table.seen_by(policy)
     return _run(
@@ -316,9 +318,8 @@ def _inputs(inputs: str) -> dict:
 
 
 def _new_policy(table: StepTable, settings: dict):
-    """An untrained tiny_vla for what the table holds; the same seed gives the same weights."""
-    from hapo_ros.policies.tiny_vla import Normalisation, TinyVla, TinyVlaConfig
-    from hapo_ros.policies.tokenizers import Words
+    """An untrained policy for what the table holds; the same seed gives the same weights."""
+    from hapo_ros.policies.small import Recorded
 
     inputs = settings["inputs"]
     use_images = inputs in ("images", "both") or (inputs == "auto" and bool(table.images))
@@ -328,20 +329,16 @@ def _new_policy(table: StepTable, settings: dict):
             f"The episodes hold no {'images' if not table.images else 'object state'}, so a policy "
             f"with inputs {inputs!r} cannot be trained. Use other inputs, or record them."
         )
-    state = table.object_state if use_state else None
-    config = TinyVlaConfig(
-        cameras={n: x.shape[1:3] for n, x in table.images.items()} if use_images else {},
-        object_state=0 if state is None else state.shape[1],
+    recorded = Recorded(
+        images=table.images if use_images else {},
+        proprio=table.proprio,
+        object_state=table.object_state if use_state else None,
+        actions=table.actions,
+        action_mask=table.action_mask,
         action_names=table.action_names,
-        horizon=settings["horizon"],
-        width=settings["width"],
-        blocks=settings["blocks"],
+        instructions={episode["instruction"] for episode in table.episodes},
     )
-    normalisation = Normalisation.fit(len(table.action_names), table.proprio, state)
-    words = Words.fit({episode["instruction"] for episode in table.episodes})
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings["seed"])
-        return TinyVla(config, normalisation, words)
+    return family(settings["family"]).untrained(recorded, settings, settings["seed"])
 
 
 def _hooks(progress, cancelled) -> Hooks:

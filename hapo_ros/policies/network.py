@@ -1,4 +1,4 @@
-"""The torch modules of tiny_vla: encoders of what is observed, and a causal transformer."""
+"""The torch modules of the small policies: encoders of what is observed, and a transformer."""
 
 import torch
 from torch import nn
@@ -86,33 +86,33 @@ class Block(nn.Module):
         return x + self.mlp_out(F.gelu(self.mlp_in(self.norm_mlp(x)))), (key, value)
 
 
-class Network(nn.Module):
-    """[words, cameras, numbers | one slot an action token], causal throughout.
+class Observer(nn.Module):
+    """[words, cameras, numbers], and transformer blocks over them and over what a family adds.
 
     The observation's tokens come first, so their keys and values (the *prefix*) serve any number
-    of action sequences: the recorded one, the mismatched one of z0, and the one being generated.
+    of actions under the same observation.
     """
 
-    def __init__(
-        self, *, words, word_count, cameras, numbers, tokens, bins, width, blocks, heads, scales
-    ):
-        """cameras: names. numbers: name -> size. tokens: N action tokens a sample."""
+    def __init__(self, *, words, word_count, cameras, numbers, width, scales):
+        """cameras: names. numbers: name -> size. The blocks are added by ``add_blocks``."""
         super().__init__()
         self.words = nn.Embedding(words, width)
         self.word_position = nn.Parameter(0.02 * torch.randn(word_count, width))
         self.cameras = nn.ModuleDict({f"camera_{name}": Camera(width) for name in cameras})
         self.numbers = nn.ModuleDict({k: Numbers(n, width, scales) for k, n in numbers.items()})
-        self.slots = nn.Parameter(0.02 * torch.randn(tokens, width))
-        self.start = nn.Parameter(0.02 * torch.randn(width))
-        self.action_tokens = nn.Embedding(bins, width)
+
+    def add_blocks(self, width: int, blocks: int, heads: int) -> None:
+        """To be called after a family's own tokens: the order decides what a seed gives."""
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, bins)
-        nn.init.normal_(self.words.weight, std=0.02)
-        nn.init.normal_(self.action_tokens.weight, std=0.02)
+
+    def scale_weights(self, *embeddings: nn.Embedding) -> None:
+        """Initial sizes of the words and other embeddings, and of what each block adds."""
+        for embedding in (self.words, *embeddings):
+            nn.init.normal_(embedding.weight, std=0.02)
         for block in self.blocks:
             for layer in (block.attention_out, block.mlp_out):
-                nn.init.normal_(layer.weight, std=0.02 / (2 * blocks) ** 0.5)
+                nn.init.normal_(layer.weight, std=0.02 / (2 * len(self.blocks)) ** 0.5)
 
     def observe(self, words, images, numbers):
         """The tokens of the observation after the last block, (B, tokens, width), and the prefix.
@@ -124,31 +124,48 @@ class Network(nn.Module):
             encode(images[name.removeprefix("camera_")]) for name, encode in self.cameras.items()
         ]
         parts += [encode(numbers[name]) for name, encode in self.numbers.items()]
-        return self._blocks(torch.cat(parts, 1), None)
+        return self.attend(torch.cat(parts, 1), None)
 
     def summary(self, x):
         """(B, width) what the tokens of the observation come to."""
         return self.norm(x).mean(1)
 
+    def attend(self, x, past, causal: bool = True):
+        """All blocks on x (B, L, width), which sees ``past`` (a prefix or None) and itself: only
+        what comes before where ``causal``. Returns x and the prefix extended by it."""
+        length, seen = x.shape[1], 0 if past is None else past[0][0].shape[2]
+        mask = torch.ones(length, seen + length, dtype=torch.bool, device=x.device)
+        mask = mask.tril(seen) if causal else mask
+        cache = []
+        for i, block in enumerate(self.blocks):
+            x, keys_values = block(x, mask, None if past is None else past[i])
+            cache.append(keys_values)
+        return x, cache
+
+
+class ActionTokens(Observer):
+    """An observer with one slot an action token, causal throughout."""
+
+    def __init__(self, *, tokens, vocabulary, width, blocks, heads, **observer):
+        """tokens: N action tokens a sample, each one of ``vocabulary``."""
+        super().__init__(width=width, **observer)
+        self.slots = nn.Parameter(0.02 * torch.randn(tokens, width))
+        self.start = nn.Parameter(0.02 * torch.randn(width))
+        self.action_tokens = nn.Embedding(vocabulary, width)
+        self.add_blocks(width, blocks, heads)
+        self.head = nn.Linear(width, vocabulary)
+        self.scale_weights(self.action_tokens)
+
     def slot_logits(self, prefix, previous, first: int = 0):
         """Logits of the action tokens from slot ``first`` on.
 
         previous: (B, L) the token before each slot; column 0 is ignored where ``first`` is 0.
-        Returns (B, L, bins) and the prefix extended by these slots.
+        Returns (B, L, vocabulary) and the prefix extended by these slots.
         """
         x = self.action_tokens(previous)
         if first == 0:
             start = self.start.expand(len(x), 1, -1)
             x = torch.cat([start, x[:, 1:]], 1)
         x = x + self.slots[first : first + x.shape[1]]
-        x, prefix = self._blocks(x, prefix)
+        x, prefix = self.attend(x, prefix)
         return self.head(self.norm(x)), prefix
-
-    def _blocks(self, x, past):
-        length, seen = x.shape[1], 0 if past is None else past[0][0].shape[2]
-        mask = torch.ones(length, seen + length, dtype=torch.bool, device=x.device).tril(seen)
-        cache = []
-        for i, block in enumerate(self.blocks):
-            x, keys_values = block(x, mask, None if past is None else past[i])
-            cache.append(keys_values)
-        return x, cache
