@@ -126,7 +126,8 @@ class Driver:
         return self.node.get_clock().now().nanoseconds
 
     def matched(self) -> bool:
-        return bool(self.ticks.get_subscription_count() and self.answers.get_subscription_count())
+        heard = (self.ticks, self.answers, self.states, *self.device.values())
+        return all(publisher.get_subscription_count() for publisher in heard)
 
     def report(self, deflection: float, button: int = 0) -> int:
         """One report of the device; returns when, monotonic ns."""
