@@ -115,10 +115,6 @@ class Driver:
             topics.TWIST: node.create_publisher(types.TwistStamped, topics.TWIST, RECORD),
         }
         self.states = node.create_publisher(EpisodeState, topics.EPISODE_STATE, LATCHED)
-        info = EpisodeInfo(EPISODE, "none", "", "deployment", 0)
-        self.states.publish(
-            messages.episode_state_message(types, self._now_ns(), EpisodeState.RUNNING, info)
-        )
         self.sequence, self.epoch = 0, 0
         self._stamp_ns = 0
 
@@ -128,6 +124,14 @@ class Driver:
     def matched(self) -> bool:
         heard = (self.ticks, self.answers, self.states, *self.device.values())
         return all(publisher.get_subscription_count() for publisher in heard)
+
+    def begin(self) -> None:
+        """The episode; an arbiter that finds it begun holds."""
+        info = EpisodeInfo(EPISODE, "none", "", "deployment", 0)
+        state = messages.episode_state_message(
+            self.types, self._now_ns(), self.states.msg_type.RUNNING, info
+        )
+        self.states.publish(state)
 
     def report(self, deflection: float, button: int = 0) -> int:
         """One report of the device; returns when, monotonic ns."""
@@ -245,6 +249,7 @@ def measure(what: str, mode: str, rate_hz: float, seconds: float, context) -> di
             for _ in range(30):  # the device is seen at rest, then takes over where it has to
                 driver.report(0.0)
                 time.sleep(0.01)
+            driver.begin()
             before_s, began_s = cpu_s(pid), time.monotonic()
             sent, moves = drive(driver, mode, rate_hz, seconds)
             share = (cpu_s(pid) - before_s) / (time.monotonic() - began_s)

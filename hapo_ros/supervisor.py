@@ -21,7 +21,7 @@ class Supervisor:
     """Starts, watches, restarts and stops the nodes of one deployment.
 
     log_folder: where each node's output goes, one file a node; None: to this terminal. say: called
-    with a sentence when something happens. Children live in their own sessions and die with this
+    with a sentence when something happens. Ctrl-C reaches none of the children; they die with this
     process.
     """
 
@@ -60,6 +60,7 @@ class Supervisor:
         try:
             self._children[spec.name] = processes.start(
                 arguments,
+                terminal=spec.terminal,
                 stdin=None if spec.terminal else subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,

@@ -132,12 +132,15 @@ def test_a_node_is_started_under_its_name_with_its_file_and_its_parameters(super
         assert stdin == "a_node stdin /dev/null"
 
 
-def test_every_node_is_in_a_session_of_its_own(supervise, journal):
-    with supervise(NodeSpec("one", "steady"), NodeSpec("two", "steady")) as supervisor:
+def test_a_node_shares_the_session_unless_it_reads_the_terminal_and_has_a_group_of_its_own(
+    supervise, journal
+):
+    nodes = NodeSpec("one", "steady"), NodeSpec("two", "steady", terminal=True)
+    with supervise(*nodes) as supervisor:
         supervisor.start()
-        pids = [supervisor.pid("one"), supervisor.pid("two")]
-        assert [os.getsid(pid) for pid in pids] == pids
-        assert os.getsid(0) not in pids
+        one, two = supervisor.pid("one"), supervisor.pid("two")
+        assert [os.getpgid(one), os.getpgid(two)] == [one, two]
+        assert [os.getsid(one), os.getsid(two)] == [os.getsid(0), two]
 
 
 def test_a_node_that_is_not_installed_is_a_sentence_and_nothing_is_left_running(supervise, journal):

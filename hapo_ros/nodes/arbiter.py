@@ -3,6 +3,7 @@
 The decision itself is ``hapo_ros.arbitration``; this file only says when there is enough to decide.
 """
 
+import time
 from collections import OrderedDict
 from dataclasses import replace
 
@@ -38,7 +39,7 @@ from hapo_ros.nodes.common import (
     RunOver,
     run,
 )
-from hapo_ros.nodes.polling import OnlySpeaker
+from hapo_ros.nodes.polling import OnlySpeaker, WatchedWhile, received
 from hapo_ros.parameters import PARAMETERS
 from hapo_ros.srv import RequestAuthority
 
@@ -65,7 +66,7 @@ class ArbiterNode(HapoNode):
         self._episode = None  # EpisodeState RUNNING, or None
         self._tick = None  # the tick to decide
         self._decided = ("", -1)  # episode and sequence of the last tick that was decided
-        self._tick_received_s = self._awaited_since_s = self.now_s()
+        self._tick_received_s = self._awaited_since_s = self._device_taken_s = self.now_s()
         self._answers = Answers()
         self._samples = []
         self._devices: OrderedDict[int, dict] = OrderedDict()  # stamp -> Joy and Twist
@@ -82,10 +83,18 @@ class ArbiterNode(HapoNode):
         self._status = self.create_publisher(AuthorityStatus, topics.AUTHORITY_STATUS, STATUS)
         self.create_subscription(ObservationTick, topics.OBSERVATION_TICK, self._on_tick, RECORD)
         self.create_subscription(PolicyAction, topics.POLICY_ACTION, self._on_policy, RECORD)
-        self.create_subscription(Joy, topics.JOY, lambda m: self._on_device(topics.JOY, m), RECORD)
-        self.create_subscription(
-            TwistStamped, topics.TWIST, lambda m: self._on_device(topics.TWIST, m), RECORD
-        )
+        # A report that comes while no tick waits for a decision is in time for the next one.
+        while_a_tick_waits = WatchedWhile(lambda: self._tick is not None)
+        self._device = {
+            topic: self.create_subscription(
+                type_,
+                topic,
+                lambda message, topic=topic: self._on_device(topic, message, self.now_s()),
+                RECORD,
+                callback_group=while_a_tick_waits,
+            )
+            for topic, type_ in ((topics.JOY, Joy), (topics.TWIST, TwistStamped))
+        }
         self.create_subscription(EpisodeState, topics.EPISODE_STATE, self._on_episode, LATCHED)
         if self.core.needs_pose:
             self.create_subscription(PoseStamped, topics.EEF_POSE, self._on_pose, RECORD)
@@ -129,6 +138,7 @@ class ArbiterNode(HapoNode):
         self._estop_is_pressed = message.data
 
     def _on_request(self, request, response):
+        self._take_device()
         try:
             event = Event(request.event)
         except ValueError:
@@ -152,6 +162,7 @@ class ArbiterNode(HapoNode):
         return refusal.value if refusal else ""
 
     def _on_tick(self, message: ObservationTick) -> None:
+        self._take_device()
         try:
             tick = messages.tick_from(message)
         except ValueError as error:
@@ -193,19 +204,29 @@ class ArbiterNode(HapoNode):
             self.core.counts["policy_answers_discarded"] += 1
         self._decide_if_ready()
 
-    def _on_device(self, topic: str, message) -> None:
+    def _take_device(self) -> None:
+        """Reports that have come while no tick waited, each received when it came."""
+        now_s, before_s = self.now_s(), self._device_taken_s
+        for topic, subscription in self._device.items():
+            for message, at_ns in received(subscription):
+                age_s = (time.time_ns() - at_ns) / 1e9
+                # Whatever was done to the system's clock, it came after the last ones were taken.
+                self._on_device(topic, message, min(max(now_s - age_s, before_s), now_s))
+        self._device_taken_s = now_s
+
+    def _on_device(self, topic: str, message, received_s: float) -> None:
         at = messages.message_stamp_ns(message)
         if not self._is_timely("device report", at):
             return
         pair = self._devices.setdefault(at, {})
         pair[topic] = message
         if len(pair) < 2:
-            while len(self._devices) > 20:
+            while len(self._devices) > RECORD.depth:  # one topic's are taken before the other's
                 self._devices.popitem(last=False)
             return
         del self._devices[at]
         try:
-            sample = messages.human_sample_from(pair[topics.JOY], pair[topics.TWIST], self.now_s())
+            sample = messages.human_sample_from(pair[topics.JOY], pair[topics.TWIST], received_s)
             self._require_frame(pair[topics.TWIST])
         except ValueError as error:
             self._refuse("device_reports_refused", f"A device report was refused: {error}.")
@@ -298,6 +319,7 @@ class ArbiterNode(HapoNode):
             self._step(tick, self._answers.to(tick))
 
     def _watch(self) -> None:
+        self._take_device()
         self._watch_commander()
         # In lock-step every step is a tick's. A fault has to be cleared where none come, too.
         between_episodes = self._episode is None and self.core.authority is Authority.FAULT

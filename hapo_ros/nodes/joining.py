@@ -28,32 +28,33 @@ class TickJoiner:
 
     def add_tick(self, message) -> None:
         """A tick to complete; the oldest beyond ``ticks`` is given up. ValueError if malformed."""
-        messages.tick_stamps(message)
-        self._ticks.append(message)
+        self._ticks.append((message, messages.tick_stamps(message)))
 
     @property
     def tick_episode_id(self) -> str | None:
         """Episode of the newest tick that is waited for; None where there is none."""
-        return self._ticks[-1].episode_id if self._ticks else None
+        return self._ticks[-1][0].episode_id if self._ticks else None
 
     def missing(self) -> list[str]:
         """Wanted topics that the newest tick still waits for."""
-        return self._missing(self._ticks[-1]) if self._ticks else []
+        return self._missing(*self._ticks[-1]) if self._ticks else []
 
     def take(self):
         """(message, {topic: message}) of the newest complete tick, which ends the wait for older
         ones; None where none is complete."""
-        tick = next((tick for tick in reversed(self._ticks) if not self._missing(tick)), None)
-        if tick is None:
+        waiting = next((each for each in reversed(self._ticks) if not self._missing(*each)), None)
+        if waiting is None:
             return None
-        while self._ticks.popleft() is not tick:
+        while self._ticks.popleft() is not waiting:
             pass  # an older one
-        return tick, {topic: each[_stamp(tick, topic)] for topic, each in self._buffers.items()}
+        tick, stamps = waiting
+        parts = {t: each[_stamp(tick, stamps, t)] for t, each in self._buffers.items()}
+        return tick, parts
 
-    def _missing(self, tick) -> list[str]:
-        return [t for t, buffer in self._buffers.items() if _stamp(tick, t) not in buffer]
+    def _missing(self, tick, stamps) -> list[str]:
+        return [t for t, each in self._buffers.items() if _stamp(tick, stamps, t) not in each]
 
 
-def _stamp(tick, topic: str) -> int:
+def _stamp(tick, stamps: dict[str, int], topic: str) -> int:
     """The stamp that a tick names for a topic; its own for one that is no observation."""
-    return messages.tick_stamps(tick).get(topic, messages.message_stamp_ns(tick))
+    return stamps.get(topic, messages.message_stamp_ns(tick))

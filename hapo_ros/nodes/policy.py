@@ -31,7 +31,7 @@ from hapo_ros.nodes.common import (
     run,
 )
 from hapo_ros.nodes.joining import TickJoiner
-from hapo_ros.nodes.polling import taken
+from hapo_ros.nodes.polling import WatchedWhile, taken
 from hapo_ros.parameters import PARAMETERS
 from hapo_ros.policies.base import finite_act, form
 from hapo_ros.policies.promoted import current
@@ -82,13 +82,16 @@ class PolicyNode(HapoNode):
         self._info = self.create_publisher(String, topics.POLICY_INFO, LATCHED)
         self._announce()  # before there are answers: an episode is to know whose they are
         self._actions = self.create_publisher(PolicyAction, topics.POLICY_ACTION, COMMAND)
-        for topic, type_ in wanted.items():
-            self.create_subscription(
+        self._parts = {
+            topic: self.create_subscription(
                 type_,
                 topic,
                 lambda message, topic=topic: self._on_message(topic, message),
                 IMAGES if type_ is Image else RECORD,
+                callback_group=WatchedWhile(lambda topic=topic: topic in self._joiner.missing()),
             )
+            for topic, type_ in wanted.items()
+        }
         self._ticks = self.create_subscription(
             ObservationTick, topics.OBSERVATION_TICK, self._on_tick, RECORD
         )
@@ -125,8 +128,14 @@ class PolicyNode(HapoNode):
         self._answer_if_complete()
 
     def _on_message(self, topic: str, message) -> None:
+        """What a tick has waited for."""
         self._joiner.add(topic, message)
         self._answer_if_complete()
+
+    def _take_parts(self) -> None:
+        for topic, subscription in self._parts.items():
+            for message in taken(subscription):
+                self._joiner.add(topic, message)
 
     def _on_tick(self, message: ObservationTick) -> None:
         message = (self._newer() or [message])[-1]
@@ -142,6 +151,7 @@ class PolicyNode(HapoNode):
             except ValueError as error:
                 self._refuse(message, error)
                 return
+            self._take_parts()
             self._answer_if_complete()
 
     def _refuse(self, tick: ObservationTick, error: ValueError) -> None:

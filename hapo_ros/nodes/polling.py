@@ -2,7 +2,9 @@
 
 rclpy builds a wait set anew for every message that it delivers, which costs ten times what
 recording a message does. Who can wait a few milliseconds subscribes with
-``callback_group=UNWATCHED`` and ``callback=never``, and calls :func:`taken` from a timer.
+``callback_group=UNWATCHED`` and ``callback=never``, and calls :func:`taken` from a timer. Who can
+wait except at times, as a policy that lacks one image to answer, uses a :class:`WatchedWhile`, with
+a callback for these times, and calls :func:`taken` for what came before.
 """
 
 from collections import deque
@@ -14,20 +16,26 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 REMEMBERED = 500  # messages that may be under way to oneself
 
 
-class _Unwatched(CallbackGroup):
-    """The executor never sees what is in this group."""
+class WatchedWhile(CallbackGroup):
+    """The executor sees what is in this group only while ``condition`` holds: it is asked before
+    each wait, so it has to change in a callback. What comes meanwhile is kept, as far as the QoS
+    keeps it."""
+
+    def __init__(self, condition: Callable[[], bool]):
+        super().__init__()
+        self._condition = condition
 
     def can_execute(self, entity) -> bool:
-        return False
+        return self._condition()
 
     def beginning_execution(self, entity) -> bool:
-        return False
+        return self._condition()
 
     def ending_execution(self, entity) -> None:
-        """Nothing begins, so nothing ends."""
+        """Callbacks of this group may follow each other in any way."""
 
 
-UNWATCHED = _Unwatched()
+UNWATCHED = WatchedWhile(lambda: False)
 
 
 def never(_message) -> None:
@@ -36,9 +44,15 @@ def never(_message) -> None:
 
 def taken(subscription) -> Iterator:
     """Messages (bytes, of a raw subscription) that have come since the last call, in order."""
+    return (message for message, _ in received(subscription))
+
+
+def received(subscription) -> Iterator[tuple[object, int]]:
+    """As ``taken``, each with the time of its receipt, ns of the system's clock."""
     with subscription.handle:
         while found := subscription.handle.take_message(subscription.msg_type, subscription.raw):
-            yield found[0]
+            message, info = found
+            yield message, info["received_timestamp"]
 
 
 class OnlySpeaker:
