@@ -105,7 +105,7 @@ class RobotSide:
             "action_space": action_space(),
         }
         info.publish(self.types.String(data=json.dumps(known)))
-        policy.publish(self.types.String(data=json.dumps({"version": "v"})))
+        policy.publish(self.types.String(data=json.dumps({"version": "v", "normalisation": {}})))
         self.start = self.node.create_client(StartEpisode, topics.START_EPISODE)
         self.end = self.node.create_client(EndEpisode, topics.END_EPISODE)
 
