@@ -27,8 +27,9 @@ from hapo_ros.episodes import (
     open_episodes,
 )
 from hapo_ros.policies import checkpoint
+from hapo_ros.policies.flow import Flow
 from hapo_ros.policies.small import Normalisation
-from hapo_ros.policies.tiny_vla import TinyVla, TinyVlaConfig
+from hapo_ros.policies.tiny_vla import TinyVla
 from hapo_ros.policies.tokenizers import Words
 from hapo_ros.sim.tasks import get_task
 
@@ -99,13 +100,13 @@ def recordings(tmp_path_factory) -> Path:
     return root
 
 
-def make_policy(folder: Path, object_state: int) -> Path:
+def make_policy(folder: Path, object_state: int, kind=TinyVla, **sizes) -> Path:
     """An untrained policy for states of so many numbers."""
     rng = np.random.default_rng(0)
     proprio, state = rng.normal(size=(30, 11)), rng.normal(size=(30, object_state))
-    config = TinyVlaConfig({}, object_state, tuple(NAMES), width=16, blocks=1)
+    config = kind.Config({}, object_state, tuple(NAMES), width=16, blocks=1, **sizes)
     torch.manual_seed(0)
-    made = TinyVla(config, Normalisation.fit(7, proprio, state), Words.fit(["lift the cube"]))
+    made = kind(config, Normalisation.fit(7, proprio, state), Words.fit(["lift the cube"]))
     checkpoint.save(made, folder, {"method": "none"})
     return folder
 
@@ -370,9 +371,19 @@ def test_a_base_policy_is_trained_optimized_and_promoted(
         assert f"version: {version}" in optimized and f"version: {version}" in promoted
 
 
-def test_every_method_learns_from_the_same_bags_by_the_same_command(hapo, recordings, policy):
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory) -> Path:
+    """A flow policy for Lift."""
+    return make_policy(tmp_path_factory.mktemp("flows") / "flow", len(STATE), Flow, horizon=10)
+
+
+@pytest.mark.parametrize("family", ["policy", "flow"])
+def test_every_method_learns_from_the_same_bags_by_the_same_command(
+    hapo, recordings, family, request
+):
     from hapo_ros.learning.methods import METHODS
 
+    policy = request.getfixturevalue(family)
     bags = [recordings / name for name in ("demonstrations", "rescued")]
 
     def optimize(method, base):

@@ -14,6 +14,7 @@ from toy_episodes import SMALL, episode, gradients, trained_base, update_of
 
 from hapo_ros.learning import loop, methods, reference, trainer
 from hapo_ros.learning.data import build
+from hapo_ros.learning.draws import Draws
 from hapo_ros.learning.runlog import RunLog
 from hapo_ros.learning.updates import Preference
 from hapo_ros.policies import checkpoint, lora
@@ -96,15 +97,15 @@ def test_8_samples_at_once_are_8_micro_batches_of_1(base, table, method, options
 )
 def test_a_kept_reference_is_a_fresh_one(base, table, tmp_path, second):
     policy = checkpoint.load(base.checkpoint)
-    fresh = reference.compute(policy, table, second, batch_size=5)
+    fresh = reference.compute(policy, table, second, Draws(policy, 0), batch_size=5)
     for _ in range(2):
-        kept = reference.cached(policy, table, second, tmp_path)
+        kept = reference.cached(policy, table, second, Draws(policy, 0), tmp_path)
         for name in ("logps", "second_logps") if second else ("logps",):
             np.testing.assert_allclose(getattr(kept, name), getattr(fresh, name), atol=1e-5)
         np.testing.assert_array_equal(kept.second_actions, fresh.second_actions)
     assert [p.name for p in tmp_path.iterdir()] == [f"reference-{fresh.key}.npz"]
     for other in (reference.Second("mismatched", 4), reference.Second("perturbed", 3, 0.2)):
-        assert reference.key_of(policy, table, other) != fresh.key
+        assert reference.key_of(policy, table, other, Draws(policy, 0)) != fresh.key
 
 
 def test_a_kept_reference_trains_to_the_same_checkpoint(base, table, tmp_path):
@@ -126,15 +127,16 @@ def test_a_kept_reference_trains_to_the_same_checkpoint(base, table, tmp_path):
 
 def test_the_reference_is_the_policy_with_its_adapter_off(base, table):
     policy = checkpoint.load(base.checkpoint)
-    kept = reference.compute(policy, table, SECOND)
+    kept = reference.compute(policy, table, SECOND, Draws(policy, 0))
     lora.add_lora(policy, rank=4)
     for name, parameter in policy.network.named_parameters():
         if ".lora_B" in name:
             parameter.data += 0.1
     with lora.adapter_off(policy):
-        off = reference.compute(policy, table, SECOND)
+        off = reference.compute(policy, table, SECOND, Draws(policy, 0))
     np.testing.assert_allclose(off.logps, kept.logps, atol=1e-5)
-    assert np.abs(reference.compute(policy, table, SECOND).logps - kept.logps).max() > 0.01
+    on = reference.compute(policy, table, SECOND, Draws(policy, 0))
+    assert np.abs(on.logps - kept.logps).max() > 0.01
 
 
 def test_kto_is_hapo_without_reweighting(base, table, tmp_path):
@@ -196,7 +198,9 @@ def test_dpo_rejects_what_the_base_would_have_done_with_noise(base, table):
     """And the base's own prediction, not one on the recorded action's tokens."""
     policy = checkpoint.load(base.checkpoint)
     plain, noisy, again = (
-        reference.compute(policy, table, reference.Second("perturbed", seed, sigma), size)
+        reference.compute(
+            policy, table, reference.Second("perturbed", seed, sigma), Draws(policy, 0), size
+        )
         for seed, sigma, size in ((0, 0.0, 64), (0, 0.1, 64), (0, 0.1, 7))
     )
     own = policy.predict(table.batch(np.arange(len(table))), generate=True).numpy()
@@ -231,7 +235,9 @@ def test_dpo_compares_both_actions_each_on_its_own_tokens_with_the_reference(bas
 def test_what_dpo_rejects_is_masked_where_the_recorded_chunk_is(base, table):
     chunked = build(episodes(), k=4, horizon=3)
     policy = trainer._new_policy(chunked, methods.resolve("bc", {**SMALL, "horizon": 3}))
-    kept = reference.compute(policy, chunked, reference.Second("perturbed", 0, 0.1))
+    kept = reference.compute(
+        policy, chunked, reference.Second("perturbed", 0, 0.1), Draws(policy, 0)
+    )
     np.testing.assert_array_equal(kept.second_action_mask, chunked.action_mask)
     assert (kept.second_actions[~chunked.action_mask] == 0).all()
     np.testing.assert_array_equal(kept.second_mask, kept.mask)

@@ -1,6 +1,7 @@
 """Episodes without ROS: who decided what, what the bag holds, and the same again from a seed."""
 
 import pickle
+from itertools import groupby
 
 import numpy as np
 import pytest
@@ -235,6 +236,45 @@ def test_evaluation_lets_the_policy_act_alone_and_is_repeatable(checkpoint):
     assert all(set(result.live) == {labels.POLICY} for result in results)
     assert [(done, total, result.seed) for done, total, result in told] == [(1, 2, 5), (2, 2, 2)]
     assert evaluate(checkpoint, "Lift", [2], workers=0) == results[1:]
+
+
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory):
+    """An untrained flow policy: chunks of 50 actions, of which 25 are executed."""
+    from hapo_ros.policies import checkpoint
+    from hapo_ros.policies.flow import Flow, FlowConfig
+    from hapo_ros.policies.small import Normalisation
+    from hapo_ros.policies.tokenizers import Words
+
+    names = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
+    config = FlowConfig({}, len(LIFT.object_state), names, width=32, blocks=1)
+    statistics = Normalisation.fit(7, np.zeros((2, 11)), np.zeros((2, len(LIFT.object_state))))
+    folder = tmp_path_factory.mktemp("checkpoints") / "flow"
+    checkpoint.save(Flow(config, statistics, Words.fit([LIFT.instruction])), folder, {})
+    return folder
+
+
+def test_a_flow_policy_is_asked_once_a_chunk_and_anew_after_each_takeover(flow, tmp_path):
+    recorded = []
+    for prefix in ("first", "again"):
+        (summary,) = collect(
+            tmp_path, "Lift", [0], checkpoint=flow, workers=0, prefix=prefix,
+            operator=OperatorConfig(patience_steps=10),
+        )  # fmt: skip
+        recorded.append(EpisodeReader(summary.path))
+    assert summary.takeovers >= 1
+    runs = [len(list(run)) for live, run in groupby(summary.live) if live == labels.POLICY]
+    asked = sum(-(-steps // 25) for steps in runs)
+    assert recorded[0].counts[topics.POLICY_ACTION] == asked
+    for a, b in zip(*(reader.steps() for reader in recorded), strict=True):
+        assert a.action.tobytes() == b.action.tobytes() and a.live == b.live
+        if a.live == labels.POLICY:
+            assert 0 <= a.confidence == b.confidence <= 1
+
+
+def test_a_flow_policy_is_evaluated_as_any_other(flow):
+    (result,) = evaluate(flow, "Lift", [0], workers=0)
+    assert set(result.live) == {labels.POLICY}
 
 
 def test_a_missing_checkpoint_is_said_before_any_worker_starts(tmp_path):

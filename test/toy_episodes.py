@@ -69,9 +69,9 @@ def episodes():
     ]
 
 
-def trained_base(table, folder, steps=5):
+def trained_base(table, folder, steps=5, **settings):
     """A base policy after so many steps of behaviour cloning, in ``folder``; a Trained."""
-    return trainer.train_bc(table, {**SMALL, "k": 4, "steps": steps}, folder / "base")
+    return trainer.train_bc(table, {**SMALL, "k": 4, "steps": steps, **settings}, folder / "base")
 
 
 def update_of(method, base, table, moved=True, **settings):
@@ -87,7 +87,8 @@ def update_of(method, base, table, moved=True, **settings):
             parameter.data += 0.02 * torch.randn_like(parameter)  # a critic that knows something
         return update
     policy.network.head.weight.data *= 0.6
-    kept = reference.compute(policy, table, objective.second(resolved))
+    draws = objective.draws(policy, resolved)
+    kept = reference.compute(policy, table, objective.second(resolved), draws)
     if moved:
         policy.network.head.weight.data /= 0.6
     return objective(policy, table, resolved, kept)

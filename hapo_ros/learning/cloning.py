@@ -15,6 +15,7 @@ from hapo_ros.learning import objectives
 from hapo_ros.learning.augment import augment
 from hapo_ros.learning.credit import INTERVENTION, NO_WINDOW, POLICY_WINDOW, UNLABELLED, Windows
 from hapo_ros.learning.critic import Critic, Returns
+from hapo_ros.learning.draws import Draws
 from hapo_ros.learning.table import GROUPS, StepTable
 
 
@@ -28,13 +29,14 @@ class Update:
 
     needs_reference: it takes a Reference. needs_following: it looks at the step after each one,
     whoever made that. modules: trained beside the policy's network and gone after the run. notes:
-    sentences that a user should read.
+    sentences that a user should read. updates: effective batches so far, counted by each objective.
     """
 
     needs_reference = False
     needs_following = False
     modules: tuple[torch.nn.Module, ...] = ()
     notes: tuple[str, ...] = ()
+    updates = 0
 
     @staticmethod
     def drawn(table: StepTable, settings: dict) -> np.ndarray:
@@ -44,10 +46,11 @@ class Update:
 
     def state_dict(self) -> dict:
         """What it remembers from one effective batch to the next, besides ``modules``."""
-        return {}
+        return {"updates": self.updates}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from another one's ``state_dict``."""
+        self.updates = state["updates"]
 
 
 class Cloning(Update):
@@ -60,11 +63,13 @@ class Cloning(Update):
     def __init__(self, policy, table: StepTable, settings: dict):
         self.policy, self.table, self.settings = policy, table, settings
         self.generator = torch.Generator().manual_seed(settings["seed"])
+        self.draws = Draws(policy, settings["seed"])
 
     def state_dict(self) -> dict:
-        return {"generator": self.generator.get_state()}
+        return {**super().state_dict(), "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
         self.generator.set_state(state["generator"])
 
     def accumulate(self, rows) -> dict[str, float]:
@@ -73,13 +78,14 @@ class Cloning(Update):
     def _clone(self, rows, weights) -> float:
         """Gradients of the mean loss of an effective batch, by (len(rows),) weights; that mean."""
         size, total = self.settings["micro_batch"], 0.0
+        shift = self.settings["image_shift"]
         for micro, weight in zip(split(rows, size), split(weights, size), strict=True):
-            shift = self.settings["image_shift"]
             batch = augment(self.table.batch(micro), shift, self.generator)
-            losses = self.policy.bc_loss(batch)
+            losses = self.policy.bc_loss(self.draws.given(batch, micro, self.updates))
             loss = (losses * weight.to(losses)).sum() / len(rows)
             loss.backward()
             total += float(loss.detach())
+        self.updates += 1
         return total
 
 
@@ -137,7 +143,6 @@ class Judged(Cloning):
         self.critic = critic.to(self.device)
         self.modules = (self.critic,)
         self.following = table.following
-        self.updates = 0
         stale = int(_stale(table, settings).sum())
         if stale:
             self.notes += (
@@ -151,17 +156,9 @@ class Judged(Cloning):
                 " so nothing was weighted by it. Train for more steps.",
             )
 
-    def state_dict(self) -> dict:
-        return {**super().state_dict(), "updates": self.updates}
-
-    def load_state_dict(self, state: dict) -> None:
-        super().load_state_dict(state)
-        self.updates = state["updates"]
-
     def accumulate(self, rows) -> dict[str, float]:
         """One effective batch: ``loss`` of the weighted cloning, and what ``_judge`` says."""
         weights, metrics = self._judge(rows, warm=self.updates < self.settings["critic_warmup"])
-        self.updates += 1
         return {"loss": self._clone(rows, weights), **metrics}
 
     def _judge(self, rows, warm: bool):

@@ -14,7 +14,7 @@ from hapo_ros.learning.runlog import RunLog
 FINAL_STEPS = 50  # over which the provenance's final metrics are averaged
 RUNAWAY = -15.0
 """Mean log-ratio of an undesirable action, over FINAL_STEPS steps, below which a run warns; of a
-chunk, as many times that as it has actions.
+chunk, as many times that as its log-ratio has actions.
 
 Measured: runs that ended at -27 and -36 (hapo), or -38 (kto), gained nothing that could be shown
 and lost likelihood of the demonstrations; a floor of -5 keeps runs far from that. At -15 an action
@@ -127,7 +127,7 @@ class Training:
         metrics |= {"grad_norm": norm, "lr": lr}
         self.recent.append(metrics)
         if "reward_undesirable" in metrics:
-            _warn_of_runaway(self.step, self.recent, self.policy.horizon, self.log)
+            _warn_of_runaway(self.step, self.recent, self.policy.ratio_actions, self.log)
         self.log.write(self.step, metrics)
         return metrics
 
@@ -161,21 +161,21 @@ class Training:
         self.log.notes[:] = state["notes"]
 
 
-def _warn_of_runaway(step: int, recent: deque[dict], horizon: int, log: RunLog) -> None:
-    """Note once where the log-ratio of undesirable actions runs away; the metric ``runaway`` is 1
-    from that step on, 0 before."""
+def _warn_of_runaway(step: int, recent: deque[dict], actions: int, log: RunLog) -> None:
+    """Note once where the log-ratio of undesirable actions, each of so many, runs away; the metric
+    ``runaway`` is 1 from that step on, 0 before."""
     ratios = np.array([m["reward_undesirable"] for m in recent])
     ratios = ratios[np.isfinite(ratios)]
     before = len(recent) > 1 and recent[-2]["runaway"] == 1.0
-    found = bool(ratios.size) and ratios.mean() < RUNAWAY * horizon
+    found = bool(ratios.size) and ratios.mean() < RUNAWAY * actions
     recent[-1]["runaway"] = float(before or found)
     if found and not before:
         log.note(
             step,
             f"The mean log-ratio of undesirable actions has run away to {ratios.mean():.0f} (below "
-            f"{RUNAWAY * horizon:.0f}) at step {step}: likelihood goes to anything else, and what "
+            f"{RUNAWAY * actions:.0f}) at step {step}: likelihood goes to anything else, and what "
             "was demonstrated loses too. Look at the policy before you use it. Set "
-            f"undesirable_floor={-5 * horizon} and bc_weight=1 (as hapo_anchored), or use a lower "
+            f"undesirable_floor={-5 * actions} and bc_weight=1 (as hapo_anchored), or use a lower "
             "lr or fewer steps.",
         )
 

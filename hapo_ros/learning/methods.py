@@ -97,6 +97,12 @@ PREFERENCE = {
     "undesirable_floor": Setting(
         None, float, "Log-ratio below which an undesirable action gives no gradient.", none=True
     ),
+    "flow_samples": Setting(
+        4, int, "Of a flow policy: draws of noise and time that a chunk is scored at.", low=1
+    ),
+    "flow_sets": Setting(
+        4, int, "Of a flow policy: sets of such draws that each chunk has; a step takes one.", low=1
+    ),
 }
 PERTURBED = {
     "sigma": Setting(0.1, float, "Noise of the rejected action, in normalised units.", low=0),
@@ -180,6 +186,15 @@ BASE = {
     "width": Setting(128, int, "Width of the transformer.", low=16),
     "blocks": Setting(4, int, "Blocks of the transformer.", low=1),
 }
+FLOW = {
+    "executed": Setting(
+        None, int, "Actions of a flow policy's chunk that are executed; none: half.",
+        low=1, none=True,
+    ),
+    "integration_steps": Setting(
+        None, int, "From noise to a flow policy's actions; none: 10.", low=1, none=True
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -204,7 +219,7 @@ METHODS = {
             "bc",
             "cloning",
             "Behaviour cloning of demonstrations: trains a base policy.",
-            COMMON | SAMPLING | CLONING | BASE,
+            COMMON | SAMPLING | CLONING | BASE | FLOW,
             EXPERT_ONLY,
             {"parameters": "full", "lr": 5e-4, "batch_size": 64, "steps": 2500},
         ),

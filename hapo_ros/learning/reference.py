@@ -1,5 +1,7 @@
 """The reference's log-probabilities, computed once a round (method.md 1.2).
 
+Or what stands for them, at draws of noise and time that are fixed for the round (docs/flow.md).
+
 They are those of the policy at the start of the round, for the recorded action of every step and,
 where an objective compares it with a second one under the same observation, for that one. As they
 are kept, the reference needs no weights of its own in training.
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hapo_ros.learning.draws import Draws
 from hapo_ros.learning.table import StepTable
 
 
@@ -30,13 +33,15 @@ class Second:
 
 @dataclass
 class Reference:
-    """logps, mask: (N, tokens) for the recorded action of each row of a table. second_actions
-    (N, T, D) and second_action_mask (N, T): the second action of each row, second_logps and
-    second_mask (N, tokens): as above for it under the row's observation; all four None where there
-    is no second action. key: what they were computed from."""
+    """logps (N sets, tokens), mask (N, tokens): for the recorded action of each row of a table, at
+    each of its sets of draws, one after the other; sets is 1 where the policy needs none.
+    second_actions (N, T, D) and second_action_mask (N, T): the second action of each row,
+    second_logps and second_mask: as above for it under the row's observation; all four None where
+    there is no second action. draws: theirs. key: what they were computed from."""
 
     logps: np.ndarray
     mask: np.ndarray
+    draws: Draws
     key: str
     second_actions: np.ndarray | None = None
     second_action_mask: np.ndarray | None = None
@@ -64,12 +69,17 @@ def partners(episode, seed: int) -> np.ndarray:
 
 
 def compute(
-    policy, table: StepTable, second: Second | None, batch_size: int = 64, stop=lambda: None
+    policy,
+    table: StepTable,
+    second: Second | None,
+    draws: Draws,
+    batch_size: int = 64,
+    stop=lambda: None,
 ) -> Reference:
     """Reference log-probabilities of ``policy`` as it is now, without gradient.
 
-    stop: called before each batch; raises where it is to end. ValueError where steps have no
-    partners.
+    draws: what it is scored at, where it needs them. stop: called before each batch; raises where
+    it is to end. ValueError where steps have no partners.
     """
     import torch
 
@@ -81,17 +91,26 @@ def compute(
         with torch.no_grad():
             batch = table.batch(rows)
             prefix = policy.forward_observation(batch)
-            own = policy.score(batch, prefix)
-            values = {"logps": own.logps, "mask": own.mask}
+            drawn = [draws.given(batch, rows, number) for number in range(draws.sets)]
+            values = {}
+            values["logps"], values["mask"] = _scores(policy, drawn, prefix)
             if second is not None:
-                actions, action_mask = second_of(rows, batch)
-                other = policy.score(batch.with_actions(actions, action_mask), prefix)
-                values |= {"second_actions": actions, "second_action_mask": action_mask}
-                values |= {"second_logps": other.logps, "second_mask": other.mask}
+                chunk = second_of(rows, batch)
+                values["second_actions"], values["second_action_mask"] = chunk
+                others = [at.with_actions(*chunk) for at in drawn]
+                values["second_logps"], values["second_mask"] = _scores(policy, others, prefix)
         for name, value in values.items():
             columns.setdefault(name, []).append(value.cpu().numpy())
     joined = {name: np.concatenate(column) for name, column in columns.items()}
-    return Reference(key=key_of(policy, table, second), **joined)
+    return Reference(draws=draws, key=key_of(policy, table, second, draws), **joined)
+
+
+def _scores(policy, batches, prefix):
+    """(B sets, tokens) logps of the same actions at several sets of draws, and (B, tokens) mask."""
+    import torch
+
+    scored = [policy.score(batch, prefix) for batch in batches]
+    return torch.stack([s.logps for s in scored], 1).flatten(0, 1), scored[0].mask
 
 
 def _second_actions(policy, table: StepTable, second: Second | None):
@@ -113,25 +132,27 @@ def _second_actions(policy, table: StepTable, second: Second | None):
     return perturbed
 
 
-def key_of(policy, table: StepTable, second: Second | None) -> str:
-    """Hash of the reference policy's version, the table's content and the second actions."""
-    content = f"{policy.family} {policy.version} {table.fingerprint()} {second}"
+def key_of(policy, table: StepTable, second: Second | None, draws: Draws) -> str:
+    """Hash of the reference policy's version, the table's content, the second actions and draws."""
+    content = f"{policy.family} {policy.version} {table.fingerprint()} {second} {draws}"
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
-def cached(policy, table: StepTable, second: Second | None, folder=None, **options) -> Reference:
+def cached(
+    policy, table: StepTable, second: Second | None, draws: Draws, folder=None, **options
+) -> Reference:
     """``compute``, kept in ``folder`` under its key for other runs; not kept without a folder.
 
     A policy that is no saved checkpoint has no version and is never looked up.
     """
     if folder is None or not policy.version:
-        return compute(policy, table, second, **options)
-    key = key_of(policy, table, second)
+        return compute(policy, table, second, draws, **options)
+    key = key_of(policy, table, second, draws)
     path = Path(folder) / f"reference-{key}.npz"
     if path.is_file():
         with np.load(path) as stored:
-            return Reference(**{name: stored[name] for name in stored.files}, key=key)
-    reference = compute(policy, table, second, **options)
+            return Reference(**{name: stored[name] for name in stored.files}, draws=draws, key=key)
+    reference = compute(policy, table, second, draws, **options)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.writing.npz")
     arrays = {k: v for k, v in vars(reference).items() if isinstance(v, np.ndarray)}

@@ -79,7 +79,14 @@ def train_bc(
     """
     resolved = methods.resolve("bc", settings)
     _refuse_existing(output)
-    resolved["horizon"] = resolved["horizon"] or family(resolved["family"]).Config.horizon
+    made = family(resolved["family"])
+    foreign = [n for n in methods.FLOW if resolved[n] is not None and n not in made.SIZES]
+    if foreign:
+        raise ValueError(
+            f"A policy of family {made.family} has no {' and no '.join(foreign)}, so nothing was "
+            "trained. Leave them out, or use family flow."
+        )
+    resolved["horizon"] = resolved["horizon"] or made.Config.horizon
     options = _inputs(resolved["inputs"]) | {"horizon": resolved["horizon"]}
     table = _table(source, resolved, ("expert",), options)
     policy = _new_policy(table, resolved)
@@ -227,10 +234,8 @@ def _update(method: str, policy, table, settings, reference_cache, hooks):
     objective = _objective(method)
     inputs = [policy, table, settings]
     if objective.needs_reference:
-        second = objective.second(settings)
-        inputs.append(
-            reference.cached(policy, table, second, reference_cache, stop=hooks.stop_if_cancelled)
-        )
+        given = policy, table, objective.second(settings), objective.draws(policy, settings)
+        inputs.append(reference.cached(*given, reference_cache, stop=hooks.stop_if_cancelled))
     if settings["parameters"] == "lora":
         lora.add_lora(policy, settings["lora_rank"], settings["lora_alpha"], settings["seed"])
     return objective(*inputs)

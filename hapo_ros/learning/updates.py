@@ -10,12 +10,16 @@ import torch
 
 from hapo_ros.learning import objectives
 from hapo_ros.learning.cloning import Cloning, Habc, ImitDagger, ImitRecap, Sirius, Update, split
+from hapo_ros.learning.draws import Draws
 from hapo_ros.learning.reference import Reference, Second
 from hapo_ros.learning.table import StepTable
 
 
 class Preference(Update):
     """What all preference objectives share: micro-batches, reference, floor and cloning term.
+
+    Of a flow policy, what stands for log-probabilities is scored at the draws that the reference
+    was scored at (docs/flow.md).
 
     One of them says in ``_loss`` what its samples are worth, and in ``_totals`` which sums over
     the effective batch it needs to know before.
@@ -26,6 +30,11 @@ class Preference(Update):
     @staticmethod
     def second(settings: dict) -> Second | None:
         """The second action that this objective wants the reference to have."""
+
+    @staticmethod
+    def draws(policy, settings: dict) -> Draws:
+        """What the reference is to be scored at, where the policy needs it."""
+        return Draws(policy, settings["seed"], settings["flow_samples"], settings["flow_sets"])
 
     def __init__(self, policy, table: StepTable, settings: dict, reference: Reference):
         self.policy, self.table, self.settings = policy, table, settings
@@ -53,13 +62,14 @@ class Preference(Update):
         metrics["preference_loss"] = metrics["loss"]
         metrics["bc_loss"] = cloning if bc_weight else math.nan
         metrics["loss"] += bc_weight * cloning
+        self.updates += 1
         return metrics
 
     def _totals(self, micros):
         """Sums over the effective batch that ``_loss`` needs where there are several micros."""
 
     def _loss(self, rows, totals):
-        """Mean loss of the rows, its metrics, and (len(rows),) mean negative log-likelihood.
+        """Mean loss of the rows, its metrics, and (len(rows),) what cloning would make small.
 
         totals: as ``_totals`` gave; None where these rows are the whole effective batch.
         """
@@ -68,8 +78,16 @@ class Preference(Update):
     def _desirable(self, rows):
         return self.desirable[rows].to(self.device)
 
+    def _batch(self, rows):
+        """The rows (B,) at this step's draws."""
+        draws = self.reference.draws
+        return draws.given(self.table.batch(rows), rows, draws.chosen(self.updates, rows))
+
     def _reference(self, name: str, rows):
-        return torch.from_numpy(getattr(self.reference, name)[rows]).to(self.device)
+        """What is kept for these rows, of any shape, at this step's draws."""
+        draws = self.reference.draws
+        place = np.asarray(rows) * draws.sets + draws.chosen(self.updates, rows)
+        return torch.from_numpy(getattr(self.reference, name)[place]).to(self.device)
 
     def _score_second(self, batch, prefix, rows):
         """Scores of the rows' second actions, on the observation's prefix, with their own tokens
@@ -117,11 +135,11 @@ class Kto(Preference):
             mask=scored.mask,
             undesirable_floor=self.settings["undesirable_floor"],
         )
-        return loss, metrics, scored.mean_nll()
+        return loss, metrics, scored.bc_loss()
 
     def _forward(self, rows):
         """Scores of the rows, with the batch and the prefix they were made from."""
-        batch = self.table.batch(rows)
+        batch = self._batch(rows)
         prefix = self.policy.forward_observation(batch)
         return self._score(batch, prefix), batch, prefix
 
@@ -173,7 +191,7 @@ class Dpo(Preference):
         return Second("perturbed", settings["seed"], settings["sigma"])
 
     def _loss(self, rows, totals):
-        batch = self.table.batch(rows)
+        batch = self._batch(rows)
         prefix = self.policy.forward_observation(batch)
         chosen = self.policy.score(batch, prefix)
         rejected = self._score_second(batch, prefix, rows)
@@ -187,7 +205,7 @@ class Dpo(Preference):
             rejected_mask=rejected.mask,
             undesirable_floor=self.settings["undesirable_floor"],
         )
-        return loss, metrics, chosen.mean_nll()
+        return loss, metrics, chosen.bc_loss()
 
 
 class Tpo(Preference):
@@ -198,7 +216,7 @@ class Tpo(Preference):
 
     def _loss(self, rows, totals):
         steps, there = self._segments(rows)
-        scored = self.policy.score(self.table.batch(steps.flatten()))
+        scored = self.policy.score(self._batch(steps.flatten()))
         logps = scored.logps.unflatten(0, steps.shape)
         reference = self._reference("logps", steps)
         mask = scored.mask.unflatten(0, steps.shape) & there[..., None]
@@ -210,7 +228,7 @@ class Tpo(Preference):
             rejected_mask=mask[1],
             undesirable_floor=self.settings["undesirable_floor"],
         )
-        nll = scored.mean_nll().unflatten(0, steps.shape)[0] * there[0]
+        nll = scored.bc_loss().unflatten(0, steps.shape)[0] * there[0]
         return loss, metrics, nll.sum(1) / there[0].sum(1)
 
     def _segments(self, rows):

@@ -6,7 +6,10 @@ what :class:`hapo_ros.policies.base.Policy` lists. Nothing is imported until it 
 
 from importlib import import_module
 
-FAMILIES = {"tiny_vla": "hapo_ros.policies.tiny_vla:TinyVla"}
+FAMILIES = {
+    "tiny_vla": "hapo_ros.policies.tiny_vla:TinyVla",
+    "flow": "hapo_ros.policies.flow:Flow",
+}
 
 
 def family(name: str) -> type:

@@ -63,7 +63,9 @@ class Batch:
 
     images: camera -> (B, H, W, 3) uint8 RGB. proprio: (B, 11) float32. object_state: (B, S)
     float32 or None. instructions: B strings. actions: (B, T, D) float32 in the action space,
-    action_mask: (B, T) bool, valid steps of the chunk; both None where only acting.
+    action_mask: (B, T) bool, valid steps of the chunk; both None where only acting. noise, time:
+    (B, S, T, D) and (B, S) float32, the draws that a flow policy scores these actions at, or any
+    others under these observations; None for a policy that needs none.
     """
 
     images: dict[str, "torch.Tensor"]
@@ -72,12 +74,14 @@ class Batch:
     instructions: list[str]
     actions: "torch.Tensor | None" = None
     action_mask: "torch.Tensor | None" = None
+    noise: "torch.Tensor | None" = None
+    time: "torch.Tensor | None" = None
 
     def __len__(self) -> int:
         return len(self.instructions)
 
     def with_actions(self, actions, action_mask) -> "Batch":
-        """The same observations with other actions."""
+        """The same observations, and draws, with other actions."""
         return replace(self, actions=actions, action_mask=action_mask)
 
 
@@ -85,7 +89,8 @@ class Batch:
 class Scored:
     """A policy's view of the actions of a batch, from one forward pass.
 
-    logps, mask: (B, N) log-probability of each token, and which tokens are valid. l1: (B,) mean
+    logps, mask: (B, N) log-probability of each token, and which tokens are valid; of a policy
+    without tokens, what stands for it in each number of the chunk, see its family. l1: (B,) mean
     absolute difference of predicted and recorded action, normalised units, no gradient.
     decodable: (B,) bool, False where the prediction is no action (l1 is 0 there).
     """
@@ -95,8 +100,9 @@ class Scored:
     l1: "torch.Tensor"
     decodable: "torch.Tensor"
 
-    def mean_nll(self) -> "torch.Tensor":
-        """(B,) mean negative log-likelihood over the valid tokens; 0 where there is none."""
+    def bc_loss(self) -> "torch.Tensor":
+        """(B,) as of the policy: mean negative log-likelihood over the valid tokens; 0 where there
+        is none."""
         return -self.logps.masked_fill(~self.mask, 0.0).sum(1) / self.mask.sum(1).clamp(min=1)
 
 
@@ -104,11 +110,13 @@ class Policy(Protocol):
     """What every family offers (design.md section 5).
 
     family: name in ``FAMILIES``. version: content hash of the checkpoint, "" before it is saved.
-    confidence: of the last ``act``, mean probability of the chosen tokens, NaN before.
-    action_names: names of the D dimensions. horizon: T. token_names: the action dimension of each
-    of the N tokens, or None where a token belongs to no single dimension. cameras: name ->
-    (height, width). object_state: S, 0 for none. feature_size: W of ``features``. network: the
-    torch module with all weights.
+    confidence: of the last ``act``, in [0, 1], see the family; NaN before. action_names: names of
+    the D dimensions. horizon: T, actions of a chunk in training. executed: the first of them, that
+    ``act`` gives. ratio_actions: actions that a log-ratio is of: T where they are summed, 1 where
+    it is their mean. token_names: the action dimension of each of the N tokens, or None where a
+    token belongs to no single dimension. needs_draws: it scores actions at draws of noise and time,
+    which a batch has to hold. cameras: name -> (height, width). object_state: S, 0 for none.
+    feature_size: W of ``features``. network: the torch module with all weights.
     """
 
     family: str
@@ -116,14 +124,17 @@ class Policy(Protocol):
     confidence: float
     action_names: tuple[str, ...]
     horizon: int
+    executed: int
+    ratio_actions: int
     token_names: tuple[str, ...] | None
+    needs_draws: bool
     cameras: dict[str, tuple[int, int]]
     object_state: int
     feature_size: int
     network: "torch.nn.Module"
 
     def act(self, observation: Observation, instruction: str) -> np.ndarray:
-        """(T, D) float32 in the action space; greedy."""
+        """(executed, D) float32 in the action space; the same for the same observation."""
 
     def forward_observation(self, batch: Batch) -> Any:
         """Everything that depends on the observation alone, for ``score``."""
@@ -132,15 +143,19 @@ class Policy(Protocol):
         """(B, W) what the network makes of the observation, for a critic's heads to read."""
 
     def score(self, batch: Batch, prefix: Any = None, generate: bool = False) -> Scored:
-        """One teacher-forced pass over the batch's actions, on ``prefix`` where it is given."""
+        """One teacher-forced pass over the batch's actions, on ``prefix`` where it is given.
+
+        generate: l1 is of what ``predict`` generates.
+        """
 
     def log_prob(self, batch: Batch) -> "tuple[torch.Tensor, torch.Tensor]":
-        """(B, N) token log-probabilities, (B, N) bool mask."""
+        """(B, N) token log-probabilities, (B, N) bool mask. Where there are no tokens, the family
+        has ``flow_error`` instead."""
 
     def predict(
         self, batch: Batch, generate: bool = False, noise: "torch.Tensor | None" = None
     ) -> "torch.Tensor":
-        """(B, T, D) most probable actions: teacher-forced, or one token after the other.
+        """(B, T, D) what it would do: most probable tokens, teacher-forced or one after the other.
 
         noise: (B, T, D) added to them, in normalised units (1 is half an action's range).
         """
@@ -150,6 +165,10 @@ class Policy(Protocol):
 
         Of a policy that is trained by flow matching, the error of its velocity (HABC eq. (1)).
         """
+
+    def response(self, batch: Batch) -> "torch.Tensor":
+        """(B, M) what its answer to the observations, and the batch's actions, is made from:
+        log-probabilities or velocities. What it sees makes a difference here, if anywhere."""
 
     def example(self, brightness: int = 127) -> Observation:
         """A made-up observation of the right shapes."""

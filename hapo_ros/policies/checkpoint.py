@@ -100,7 +100,8 @@ def check(policy) -> None:
     """Raise ValueError unless the policy answers sensibly to made-up observations.
 
     Its actions are finite and in [-1, 1] whatever it sees, and where it has cameras, black and
-    white images give different logits: a policy whose vision input is lost acts without an error.
+    white images make a difference to its response: a policy whose vision input is lost acts without
+    an error.
     """
     import numpy as np
     import torch
@@ -109,21 +110,22 @@ def check(policy) -> None:
     for brightness in (0, 255):
         observation = policy.example(brightness)
         action = np.asarray(policy.act(observation, "check"))
-        if action.shape != (policy.horizon, len(policy.action_names)):
+        if action.shape != (policy.executed, len(policy.action_names)):
             raise ValueError(f"The policy answers with shape {action.shape}. It is not served.")
         if not (np.isfinite(action).all() and np.abs(action).max() <= 1.0):
             raise ValueError(f"The policy answers with {action.tolist()}. It is not served.")
         batch = policy.batch_of(observation, "check")
-        zeros = torch.zeros(1, *action.shape)
-        batches.append(batch.with_actions(zeros, torch.ones(1, len(action), dtype=torch.bool)))
+        chunk = torch.zeros(1, policy.horizon, action.shape[1])
+        there = torch.ones(1, policy.horizon, dtype=torch.bool)
+        batches.append(batch.with_actions(chunk, there))
     with torch.no_grad():
-        black, white = (policy.log_prob(batch)[0] for batch in batches)
+        black, white = (policy.response(batch) for batch in batches)
     if not bool(black.isfinite().all() and white.isfinite().all()):
-        raise ValueError("The policy's probabilities are not finite. It is not served.")
+        raise ValueError("The policy's response is not finite. It is not served.")
     if policy.cameras and bool((black == white).all()):
         raise ValueError(
-            "The policy gives the same probabilities for black and for white images, so it does "
-            "not see. It is not served. Check its vision encoder's weights."
+            "The policy responds alike to black and to white images, so it does not see. It is not "
+            "served. Check its vision encoder's weights."
         )
 
 

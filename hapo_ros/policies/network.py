@@ -130,12 +130,15 @@ class Observer(nn.Module):
         """(B, width) what the tokens of the observation come to."""
         return self.norm(x).mean(1)
 
-    def attend(self, x, past, causal: bool = True):
+    def attend(self, x, past, causal: bool = True, there=None):
         """All blocks on x (B, L, width), which sees ``past`` (a prefix or None) and itself: only
-        what comes before where ``causal``. Returns x and the prefix extended by it."""
+        what comes before where ``causal``, and nothing where ``there`` (B, L) is False. Returns x
+        and the prefix extended by it."""
         length, seen = x.shape[1], 0 if past is None else past[0][0].shape[2]
         mask = torch.ones(length, seen + length, dtype=torch.bool, device=x.device)
         mask = mask.tril(seen) if causal else mask
+        if there is not None:
+            mask = mask & F.pad(there, (seen, 0), value=True)[:, None, None]
         cache = []
         for i, block in enumerate(self.blocks):
             x, keys_values = block(x, mask, None if past is None else past[i])
@@ -169,3 +172,39 @@ class ActionTokens(Observer):
         x = x + self.slots[first : first + x.shape[1]]
         x, prefix = self.attend(x, prefix)
         return self.head(self.norm(x)), prefix
+
+
+class ActionFlow(Observer):
+    """An observer with the velocity of a noisy chunk of actions; one token an action.
+
+    The chunk's tokens see the observation and each other. A token is made of a noisy action and the
+    time, as in pi0 (appendix B): a layer of the action, then two of that and of sines of the time.
+    start: (T, D) noise that acting begins with, one draw for the policy's life.
+    """
+
+    PERIODS = 4e-3, 4.0  # shortest and longest of the time's sines, as in openpi
+
+    def __init__(self, *, actions, size, width, blocks, heads, **observer):
+        """actions: T of a chunk, each of ``size`` numbers, D."""
+        super().__init__(width=width, **observer)
+        self.places = nn.Parameter(0.02 * torch.randn(actions, width))
+        self.noisy = nn.Linear(size, width)
+        self.timed = nn.Sequential(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, width))
+        self.add_blocks(width, blocks, heads)
+        self.head = nn.Linear(width, size)
+        self.scale_weights()
+        self.register_buffer("start", torch.randn(actions, size))
+        shortest, longest = self.PERIODS
+        periods = shortest * (longest / shortest) ** torch.linspace(0, 1, width // 2)
+        self.register_buffer("frequencies", 2 * torch.pi / periods, persistent=False)
+
+    def velocity(self, prefix, noisy, time, there=None):
+        """(B, T, D) velocity of noisy actions (B, T, D) at times (B,), 0 noise to 1 action.
+
+        there: (B, T) bool, actions of the chunk; of the others the velocity means nothing and
+        nothing depends on them, as long as they are finite.
+        """
+        waves = time[:, None] * self.frequencies
+        waves = torch.cat([waves.sin(), waves.cos()], 1)[:, None].expand(-1, noisy.shape[1], -1)
+        x = self.timed(torch.cat([self.noisy(noisy), waves.to(noisy)], -1)) + self.places
+        return self.head(self.norm(self.attend(x, prefix, causal=False, there=there)[0]))

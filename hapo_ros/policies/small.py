@@ -96,12 +96,14 @@ class SmallPolicy:
     family: ClassVar[str]
     Config: ClassVar[type[SmallConfig]]
     SIZES: ClassVar[tuple[str, ...]] = ("horizon", "width", "blocks")
+    needs_draws: ClassVar[bool] = False
 
     def __init__(self, config: SmallConfig, normalisation: Normalisation, words: Words):
         self.config, self.normalisation, self.words = config, normalisation, words
         self.version, self.confidence = "", float("nan")
         self.cameras = {name: tuple(size) for name, size in config.cameras.items()}
-        self.object_state, self.horizon = config.object_state, config.horizon
+        self.object_state = config.object_state
+        self.horizon = self.executed = self.ratio_actions = config.horizon
         self.action_names = tuple(config.action_names)
         self.feature_size = config.width
         self._check_shapes()
@@ -116,7 +118,7 @@ class SmallPolicy:
             cameras={name: x.shape[1:3] for name, x in recorded.images.items()},
             object_state=0 if state is None else state.shape[1],
             action_names=recorded.action_names,
-            **{name: settings[name] for name in cls.SIZES},
+            **{name: settings[name] for name in cls.SIZES if settings[name] is not None},
         )
         normalisation = Normalisation.fit(len(recorded.action_names), recorded.proprio, state)
         with torch.random.fork_rng(devices=[]):

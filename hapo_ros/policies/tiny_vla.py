@@ -79,7 +79,10 @@ class TinyVla(SmallPolicy):
         return self._decode(self._teacher_forced(prefix, self._tokens(batch)[0]).argmax(-1), noise)
 
     def bc_loss(self, batch: Batch):
-        return self.score(batch).mean_nll()
+        return self.score(batch).bc_loss()
+
+    def response(self, batch: Batch):
+        return self.log_prob(batch)[0]
 
     def logits(self, batch: Batch):
         """(B, N, bins) teacher-forced logits."""
