@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 
 from hapo_ros.nodes.common import message_class
-from hapo_ros.nodes.polling import UNWATCHED, never, taken
+from hapo_ros.nodes.polling import UNWATCHED, never, received
 
 
 def adapted(wanted: QoSProfile, offered: Iterable[QoSProfile]) -> QoSProfile:
@@ -45,9 +45,9 @@ class Listener:
     def _publishers(self):
         return self._node.get_publishers_info_by_topic(self._subscription.topic_name)
 
-    def taken(self) -> Iterator[bytes]:
-        """Messages that have come since the last call, in order."""
-        return taken(self._subscription)
+    def received(self) -> Iterator[tuple[bytes, int]]:
+        """Messages that have come since the last call, in order, and when, ns."""
+        return received(self._subscription)
 
     def adapt(self) -> None:
         """Subscribe anew where that takes another QoS; what was not yet taken is lost then."""

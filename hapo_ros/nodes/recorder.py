@@ -35,7 +35,7 @@ from hapo_ros.nodes.offered import Listener
 from hapo_ros.parameters import PARAMETERS
 from hapo_ros.srv import DiscardEpisode, EndEpisode, StartEpisode
 
-POLL_S = 0.03
+POLL_S, CLOSING_POLL_S = 0.1, 0.01  # between two looks; every one costs about a millisecond
 ADAPT_S = 1.0
 # Deeper than a reader of the present status needs: every one is recorded.
 EVERY_STATUS = QoSProfile(
@@ -91,6 +91,8 @@ class Recorder(HapoNode):
         )
         self.create_service(DiscardEpisode, topics.DISCARD_EPISODE, self._on_discard)
         self.every(POLL_S, self._poll)
+        self._closing_poll = self.every(CLOSING_POLL_S, self._poll)
+        self._closing_poll.cancel()
         self.every(ADAPT_S, self._adapt)
         self.diagnose(self._diagnosis)
         self._publish_state(EpisodeState.IDLE)
@@ -140,8 +142,8 @@ class Recorder(HapoNode):
     def _poll(self) -> None:
         """Take what has come, of every topic."""
         for topic, listener in self._listeners.items():
-            for data in listener.taken():
-                self._on_message(topic, data)
+            for data, received_ns in listener.received():
+                self._on_message(topic, data, received_ns)
         self._watch_clock()
         self._watch_closing()
 
@@ -151,18 +153,18 @@ class Recorder(HapoNode):
             for listener in self._listeners.values():
                 listener.adapt()
 
-    def _on_message(self, topic: str, data: bytes) -> None:
+    def _on_message(self, topic: str, data: bytes, received_ns: int) -> None:
         try:
             if topic == topics.AUTHORITY_STATUS:
                 self._status = messages.from_cdr(data, self._topics[topic])
             if self._writer is not None and not self._writer.closed:
-                self._record(topic, data)
+                self._record(topic, data, received_ns)
         except ValueError as error:
             self._refuse(topic, error)
         except EpisodeWriteError as error:
             self._fail(str(error))
 
-    def _record(self, topic: str, data: bytes) -> None:
+    def _record(self, topic: str, data: bytes, received_ns: int) -> None:
         """Write a message unless it is of another episode or was written before."""
         key = stamp_ns = cdr_stamp_ns(data)
         if topic in (topics.OBSERVATION_TICK, topics.EXECUTED_ACTION):
@@ -181,7 +183,8 @@ class Recorder(HapoNode):
         seen[key] = None
         if len(seen) > _REMEMBERED:
             del seen[next(iter(seen))]
-        self._writer.write(topic, data, self._now_ns(), stamp_ns)
+        at_ns = self._tick_stamp_ns if self.parameters.lock_step else received_ns
+        self._writer.write(topic, data, at_ns, stamp_ns)
 
     def _refuse(self, topic: str, error: ValueError) -> None:
         """A stranger's message must not end an episode, nor spoil its bag."""
@@ -304,8 +307,10 @@ class Recorder(HapoNode):
         self._publish_state(EpisodeState.CLOSING)
         self._wanted_sequence, self._closing_since_s = request.last_sequence, self.now_s()
         self._closing = Future()
+        self._closing_poll.reset()
         self._watch_closing()
         await self._closing
+        self._closing_poll.cancel()
         self._closing = None
         response.bag, response.text = self._finish(
             request.outcome, note=request.note, unresolved=request.unresolved
