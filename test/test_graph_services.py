@@ -59,7 +59,10 @@ def policies(tmp_path_factory):
 def deployment(tmp_path_factory, policies, module_ros_domain):
     folder = tmp_path_factory.mktemp("services")
     # However busy the machine is.
-    parameters = {"arbiter": {"max_policy_failures": 1000, "tick_timeout_s": 5.0}}
+    parameters = {
+        "arbiter": {"max_policy_failures": 1000, "tick_timeout_s": 5.0},
+        "optimizer": {"niceness": 0},  # nor is a training to give way to other tests
+    }
     with (
         nothing_left_running(),
         Graph(folder, policies["served"], parameters, optimizer="true") as graph,
