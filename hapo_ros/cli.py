@@ -255,6 +255,7 @@ def _evaluate(arguments) -> int:
             "success_rate": successes / len(episodes),
             "wilson_95": [low, high],
             "mean_steps_of_successes": sum(lengths) / len(lengths) if lengths else None,
+            "undecodable": sum(episode.undecodable for episode in episodes),
         },
     )
     return EXIT_OK

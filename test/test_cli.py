@@ -587,6 +587,7 @@ def test_an_evaluation_reports_its_uncertainty(hapo, policy):
     assert code == 0, err
     report = strict_json(out)
     assert (report["episodes"], report["seeds"]) == (1, [1, 1])
+    assert report["undecodable"] == 0
     low, high = report["wilson_95"]
     assert 0 <= low <= report["success_rate"] <= high <= 1
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from ros_graph import diagnosed, log, save_untrained, wait_for
+from ros_graph import ACTION_NAMES, diagnosed, log, save_untrained, wait_for
 
 from hapo_ros import topics
 from hapo_ros.arbitration import Tick
@@ -45,7 +45,7 @@ def served(start, probe, tmp_path):
             publishers[name].publish(message)
 
     def serve(**parameters):
-        policy = start("policy", checkpoint=checkpoint, **parameters)
+        policy = start("policy", **{"checkpoint": checkpoint} | parameters)
         wait_for(lambda: all(p.get_subscription_count() for p in publishers.values()))
         wait_for(lambda: probe.node.count_publishers(topics.POLICY_ACTION))
         running = messages.episode_state_message(types, time.time_ns(), 2, info)
@@ -69,6 +69,20 @@ def test_a_policy_does_not_answer_an_observation_that_is_not_finite(served):
     observe(4)
     wait_for(lambda: answers[-1].sequence == 4)
     assert {answer.sequence for answer in answers} == {0, 4}
+
+
+def test_an_answer_that_is_no_action_is_sent_to_be_refused_and_counted(served, probe, tmp_path):
+    pytest.importorskip("torch")
+    from toy_episodes import save_mute
+
+    mute = save_mute(tmp_path / "mute", ACTION_NAMES, object_state=3)
+    policy, observe, answers = served.serve(checkpoint=mute), served.observe, served.answers
+    wait_for(lambda: answers, meanwhile=lambda: observe(0))
+    assert (answers[0].horizon, answers[0].action_dim) == (5, 7)
+    assert np.isnan(answers[0].actions).all() and 0 < answers[0].confidence <= 1
+    wait_for(lambda: "The answer to tick 0 of ep is no action" in log(policy))
+    known = {value.key: value.value for value in diagnosed(probe).values}
+    assert int(known["undecodable"]) >= 1 and known["answered"] == "0"
 
 
 def test_a_policy_that_was_stopped_answers_the_newest_tick_and_none_that_is_over(served, probe):

@@ -11,7 +11,7 @@ from hapo_ros.arbitration import Applied, Arbiter, ArbiterConfig, Authority
 from hapo_ros.episodes.contents import load
 from hapo_ros.episodes.reader import EpisodeReader
 from hapo_ros.episodes.types import EpisodeInfo
-from hapo_ros.sim.environment import Disturbance, Simulation
+from hapo_ros.sim.environment import Disturbance, Simulation, action_space
 from hapo_ros.sim.operator import OperatorConfig, SimulatedOperator
 from hapo_ros.sim.rollout import Campaign, collect, evaluate, run_episode
 from hapo_ros.sim.tasks import get_task
@@ -225,6 +225,29 @@ def test_a_deployment_is_recorded_with_the_policys_answers(checkpoint, tmp_path)
     assert reader.counts[topics.JOY] == summary.steps
     statuses = reader.counts[topics.AUTHORITY_STATUS]
     assert 2 <= statuses < summary.steps
+
+
+def test_answers_that_are_no_action_are_holds_that_are_counted_until_a_human_takes_over(tmp_path):
+    pytest.importorskip("torch")
+    from toy_episodes import save_mute
+
+    mute = save_mute(tmp_path / "mute", action_space()["names"], len(LIFT.object_state))
+    (summary,) = collect(
+        tmp_path / "bags",
+        "Lift",
+        [0],
+        checkpoint=mute,
+        workers=0,
+        operator=OperatorConfig(patience_steps=10),
+    )
+    assert summary.takeovers >= 1
+    assert summary.undecodable >= ArbiterConfig().max_policy_failures
+    reader = EpisodeReader(summary.path)
+    steps = reader.steps()
+    onset = summary.live.index(labels.HUMAN)
+    assert set(summary.live[:onset]) == {labels.NONE}
+    assert all((step.action[:6] == 0).all() and step.action[6] == -1 for step in steps[:onset])
+    assert reader.counts[topics.POLICY_ACTION] == summary.undecodable
 
 
 def test_evaluation_lets_the_policy_act_alone_and_is_repeatable(checkpoint):

@@ -12,6 +12,8 @@ from hapo_ros.learning import methods, reference, trainer
 from hapo_ros.learning.data import Episode
 from hapo_ros.learning.updates import OBJECTIVES
 from hapo_ros.policies import checkpoint
+from hapo_ros.policies.pi0_fast import Pi0Fast
+from hapo_ros.policies.small import Recorded
 
 NAMES = ["x", "y", "gripper"]
 SMALL = {"width": 32, "blocks": 1, "batch_size": 16, "lr": 3e-3}
@@ -102,3 +104,27 @@ def gradients(update, rows):
         parameter.grad = None
     metrics = update.accumulate(np.asarray(rows))
     return metrics, torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+
+
+def muted(policy):
+    """A pi0_fast whose answers are no actions: it says one token until there is no slot left."""
+    with torch.no_grad():
+        policy.network.head.bias[policy.tokenizer.end - 1] += 1e4
+    return policy
+
+
+def save_mute(folder, names, object_state):
+    """A small untrained policy, ``muted``, that sees a state of so many numbers; its folder."""
+    rng = np.random.default_rng(0)
+    recorded = Recorded(
+        images={},
+        proprio=rng.normal(size=(9, 11)).astype(np.float32),
+        object_state=rng.normal(size=(9, object_state)).astype(np.float32),
+        actions=rng.uniform(-1, 1, (9, 5, len(names))).astype(np.float32),
+        action_mask=np.ones((9, 5), bool),
+        action_names=tuple(names),
+        instructions={"lift the cube"},
+    )
+    settings = {"horizon": 5, "width": 32, "blocks": 1}
+    checkpoint.save(muted(Pi0Fast.untrained(recorded, settings, seed=0)), folder, {})
+    return folder

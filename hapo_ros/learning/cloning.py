@@ -143,6 +143,14 @@ class Judged(Cloning):
         self.critic = critic.to(self.device)
         self.modules = (self.critic,)
         self.following = table.following
+        imitable = table.whole if policy.whole_chunks else np.ones(len(table), bool)
+        self.imitable = torch.from_numpy(imitable).to(self.device)
+        cut = int((~imitable).sum())
+        if cut:
+            self.notes += (
+                f"Of {len(table)} steps, {cut} have a chunk that is cut by a takeover or the end "
+                "of the episode: the critic learns from them, the policy does not.",
+            )
         stale = int(_stale(table, settings).sum())
         if stale:
             self.notes += (
@@ -220,7 +228,7 @@ class Habc(Judged):
             )
         weights = objectives.habc_weights(
             gate,
-            kind,
+            torch.where(self.imitable[rows], kind, NO_WINDOW),
             outcome,
             reweight_interventions=self.settings["reweight_interventions"],
             demonstrations_in_mean=self.settings["demonstrations_in_mean"],
@@ -323,6 +331,7 @@ class ImitRecap(Judged):
             residuals.append(residual)
         demonstration = self.demonstration[rows]
         kept = demonstration | (torch.cat(residuals) > self.threshold)
+        kept &= self.imitable[rows]
         weights = kept / kept.float().mean().clamp(min=1.0 / len(rows))
         return weights, {
             "value_loss": total,

@@ -23,7 +23,8 @@ class Second:
 
     kind: "mismatched": the recorded action of a step of another episode (z0, method.md 1.2).
     "perturbed": what the policy would do, with Gaussian noise of ``sigma`` normalised units on each
-    number (what dpo rejects, method.md 1.6); it is valid where the recorded action is.
+    number (what dpo rejects, method.md 1.6); it is valid where the recorded action is, and where
+    what the policy would do is an action at all.
     """
 
     kind: str
@@ -127,7 +128,8 @@ def _second_actions(policy, table: StepTable, second: Second | None):
 
     def perturbed(rows, batch):
         predicted = policy.predict(batch, generate=True, noise=noise[rows]).cpu()
-        return predicted * batch.action_mask[..., None], batch.action_mask
+        mask = batch.action_mask & predicted.isfinite().all(2)
+        return predicted.where(mask[..., None], 0.0), mask
 
     return perturbed
 

@@ -13,6 +13,9 @@ from hapo_ros.policies.base import Batch
 GROUPS = ("expert", "human", "undesirable", "policy")
 UNIONS = {"interaction": ("human", "undesirable", "policy"), "all": GROUPS}  # groups of groups
 TAKEOVER = "takeover"  # the group of the first human steps of takeovers that are pairs of segments
+ROWS = (
+    "proprio", "actions", "action_mask", "labels", "sequence", "takeover", "episode", "place"
+)  # fmt: skip
 STEPS_OF = UNIONS | {TAKEOVER: ("human", "undesirable")}  # steps that a group is made from
 
 
@@ -104,6 +107,25 @@ class StepTable:
     def desirable(self) -> np.ndarray:
         """(N,) bool: c_t is 1 or 2."""
         return self.labels != labels.UNDESIRABLE
+
+    @property
+    def whole(self) -> np.ndarray:
+        """(N,) bool: no action of the chunk is masked."""
+        return self.action_mask.all(1)
+
+    def of_whole_chunks(self) -> "StepTable":
+        """Only the ``whole`` rows; ``counts`` has the others as ``cut_chunk``."""
+        kept, group = self.whole, self.group
+        counts = {name: int((kept & (group == i)).sum()) for i, name in enumerate(GROUPS)}
+        steps = np.bincount(self.episode[kept], minlength=len(self.episodes))
+        return replace(
+            self,
+            images={name: images[kept] for name, images in self.images.items()},
+            object_state=None if self.object_state is None else self.object_state[kept],
+            episodes=[{**e, "steps": int(n)} for e, n in zip(self.episodes, steps, strict=True)],
+            counts={**self.counts, **counts, "cut_chunk": int((~kept).sum())},
+            **{name: getattr(self, name)[kept] for name in ROWS},
+        )
 
     @property
     def following(self) -> np.ndarray:

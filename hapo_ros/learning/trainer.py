@@ -90,7 +90,7 @@ def train_bc(
     options = _inputs(resolved["inputs"]) | {"horizon": resolved["horizon"]}
     table = _table(source, resolved, ("expert",), options)
     policy = _new_policy(table, resolved)
-    table = table.seen_by(policy)
+    table = _imitable("bc", table.seen_by(policy), policy)
     return _run(
         "bc",
         policy,
@@ -138,7 +138,7 @@ def optimize(
         "object_state": policy.object_state > 0,
         "horizon": policy.horizon,
     }
-    table = _table(source, resolved, groups, options).seen_by(policy)
+    table = _imitable(method, _table(source, resolved, groups, options).seen_by(policy), policy)
     table = replace(table, ages=_ages(ancestors))
     return _run(
         method,
@@ -241,6 +241,16 @@ def _update(method: str, policy, table, settings, reference_cache, hooks):
     return objective(*inputs)
 
 
+def _imitable(method: str, table: StepTable, policy) -> StepTable:
+    """Without the steps whose chunk is cut, where the policy cannot imitate a part (method.md 1.4).
+
+    A critic keeps them: it learns what comes after each step, and what it weights leaves them out.
+    """
+    if not policy.whole_chunks or _objective(method).needs_following:
+        return table
+    return table.of_whole_chunks()
+
+
 def _require_first_phase(method: str, ancestors: list[dict]) -> None:
     """ValueError unless the base comes from what the method goes on from."""
     wanted = methods.method(method).after
@@ -270,13 +280,22 @@ def _sampler(method: str, table: StepTable, settings: dict) -> BalancedSampler:
     if settings.get("no_balanced_sampling"):
         groups = {"all": np.concatenate([groups[name] for name in fractions])}
         fractions = {"all": 1.0}
-    sampler = BalancedSampler(
-        groups,
-        settings["batch_size"],
-        fractions,
-        settings["seed"],
-        allow_missing=settings.get("allow_missing_group", False),
-    )
+    try:
+        sampler = BalancedSampler(
+            groups,
+            settings["batch_size"],
+            fractions,
+            settings["seed"],
+            allow_missing=settings.get("allow_missing_group", False),
+        )
+    except ValueError as error:
+        if not table.counts.get("cut_chunk"):
+            raise
+        raise ValueError(
+            f"{error} (Not counted are {table.counts['cut_chunk']} steps whose chunk of "
+            f"{table.actions.shape[1]} actions is cut by the end of the episode or a change of "
+            "controller.)"
+        ) from error
     if TAKEOVER in sampler.counts and table.unpaired:
         takeovers = len(table.pairs) + table.unpaired
         sampler.notes.append(

@@ -190,6 +190,15 @@ class Dpo(Preference):
     def second(settings: dict) -> Second:
         return Second("perturbed", settings["seed"], settings["sigma"])
 
+    def __init__(self, policy, table: StepTable, settings: dict, reference: Reference):
+        super().__init__(policy, table, settings, reference)
+        none = int((reference.mask.any(1) & ~reference.second_mask.any(1)).sum())
+        if none:
+            self.notes += (
+                f"Of {len(table)} steps, {none} have nothing to reject: what the base would do "
+                "there decodes to no action. Of them the recorded action alone is learned.",
+            )
+
     def _loss(self, rows, totals):
         batch = self._batch(rows)
         prefix = self.policy.forward_observation(batch)

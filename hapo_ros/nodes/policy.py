@@ -33,7 +33,7 @@ from hapo_ros.nodes.common import (
 from hapo_ros.nodes.joining import TickJoiner
 from hapo_ros.nodes.polling import WatchedWhile, taken
 from hapo_ros.parameters import PARAMETERS
-from hapo_ros.policies.base import finite_act, form
+from hapo_ros.policies.base import finite_act, form, is_action
 from hapo_ros.policies.promoted import current
 
 
@@ -69,8 +69,8 @@ class PolicyNode(HapoNode):
         self._episode = None
         self._answer = None  # the last answer: sent again when its tick comes again
         self._tick_received_s = self.now_s()
-        self._counts = Counter(answered=0, late=0, refused=0)
-        self._missed = 0  # late and refused ones, when last diagnosed
+        self._counts = Counter(answered=0, undecodable=0, late=0, refused=0)
+        self._missed = 0  # all but answered ones, when last diagnosed
         self._inference_s = 0.0  # of the last answer
         self._loading = None
 
@@ -200,7 +200,10 @@ class PolicyNode(HapoNode):
         )
         self._answer = messages.policy_action_message(self.types, command, tick.stamp_ns)
         self._actions.publish(self._answer)
-        self._counts["answered"] += 1
+        if is_action(actions):
+            self._counts["answered"] += 1
+        else:
+            self._note_undecodable(tick)
 
     @property
     def _hurries(self) -> bool:
@@ -220,13 +223,23 @@ class PolicyNode(HapoNode):
             throttle_duration_sec=1.0,
         )
 
+    def _note_undecodable(self, tick) -> None:
+        """It was sent all the same, for the arbiter to refuse: lock-step waits for an answer."""
+        self._counts["undecodable"] += 1
+        self.get_logger().warning(
+            f"The answer to tick {tick.sequence} of {tick.episode_id} is no action: the policy's "
+            f"tokens do not decode. The arm holds. {self._counts['undecodable']} so far. Where "
+            "this goes on, train the policy for longer.",
+            throttle_duration_sec=1.0,
+        )
+
     def _diagnosis(self):
         counts = self._counts
-        missed = counts["late"] + counts["refused"]
+        missed = counts.total() - counts["answered"]
         new, self._missed = missed - self._missed, missed
         level, text = DiagnosticStatus.OK, f"Serving {self._policy.version}."
         if new:
-            level, text = DiagnosticStatus.WARN, f"{new} ticks were not answered in time."
+            level, text = DiagnosticStatus.WARN, f"{new} ticks got no action in time."
         known = {
             "version": self._policy.version,
             "episode": self._episode.episode_id if self._episode else "",

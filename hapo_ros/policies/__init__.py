@@ -8,6 +8,7 @@ from importlib import import_module
 
 FAMILIES = {
     "tiny_vla": "hapo_ros.policies.tiny_vla:TinyVla",
+    "pi0_fast": "hapo_ros.policies.pi0_fast:Pi0Fast",
     "flow": "hapo_ros.policies.flow:Flow",
 }
 

@@ -35,6 +35,11 @@ class TokenPolicy(SmallPolicy):
         in normalised units, NaN where they are none."""
         raise NotImplementedError
 
+    def _places(self, tokens):
+        """(B, L) where in an answer each of these tokens (B, L) stands, by those before it; None:
+        in its own slot."""
+        return None
+
     # Acting
 
     @torch.inference_mode()
@@ -96,7 +101,7 @@ class TokenPolicy(SmallPolicy):
         return self._teacher_forced(self.forward_observation(batch), self._tokens(batch)[0])
 
     def _teacher_forced(self, prefix, tokens):
-        return self.network.slot_logits(prefix, tokens.roll(1, 1))[0]
+        return self.network.slot_logits(prefix, tokens.roll(1, 1), places=self._places(tokens))[0]
 
     def _generate(self, prefix, count: int):
         """Greedy tokens (B, L), (B, L) bool which belong to the answer, those up to its ``end``,
@@ -105,7 +110,10 @@ class TokenPolicy(SmallPolicy):
         going = torch.ones(count, 1, dtype=torch.bool, device=self.device)
         slots = []
         for slot in range(self.slots):
-            logits, prefix = self.network.slot_logits(prefix, token, slot)
+            places = self._places(torch.cat([*(said[0] for said in slots), token], 1))
+            logits, prefix = self.network.slot_logits(
+                prefix, token, slot, None if places is None else places[:, -1:]
+            )
             probability, token = logits[:, 0].softmax(-1).max(-1, keepdim=True)
             slots.append((token, going, probability))
             going = going & (token != self.end)

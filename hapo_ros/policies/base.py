@@ -38,7 +38,7 @@ def proprioception(observation: Observation) -> np.ndarray:
 
 
 def finite_act(policy: "Policy", observation: Observation, instruction: str) -> np.ndarray:
-    """(T, D) float32, the answer of ``policy.act``.
+    """(T, D) float32, the answer of ``policy.act``; NaN where that is no action (``is_action``).
 
     Raises ValueError, besides what ``act`` raises, where numbers of the observation or the
     confidence are not finite: a network makes of NaN an action like any other, at full speed.
@@ -55,6 +55,12 @@ def finite_act(policy: "Policy", observation: Observation, instruction: str) -> 
     if not np.isfinite(policy.confidence):
         raise ValueError(f"the policy's confidence is {policy.confidence}, so its answer is none")
     return actions
+
+
+def is_action(actions) -> bool:
+    """Whether an answer (T, D) of a policy can be executed; where it cannot, the arbiter refuses it
+    and holds a step: nothing moves, the gripper stays, nothing is learned from it."""
+    return bool(np.isfinite(actions).all())
 
 
 @dataclass
@@ -114,7 +120,9 @@ class Policy(Protocol):
     the D dimensions. horizon: T, actions of a chunk in training. executed: the first of them, that
     ``act`` gives. ratio_actions: actions that a log-ratio is of: T where they are summed, 1 where
     it is their mean. token_names: the action dimension of each of the N tokens, or None where a
-    token belongs to no single dimension. needs_draws: it scores actions at draws of noise and time,
+    token belongs to no single dimension. whole_chunks: a token may stand for any part of a chunk,
+    so that no part can be masked: samples that are cut are not imitated (method.md 1.4), and tokens
+    may be chosen that are no chunk: NaN. needs_draws: it scores actions at draws of noise and time,
     which a batch has to hold. cameras: name -> (height, width). object_state: S, 0 for none.
     feature_size: W of ``features``. network: the torch module with all weights.
     """
@@ -127,6 +135,7 @@ class Policy(Protocol):
     executed: int
     ratio_actions: int
     token_names: tuple[str, ...] | None
+    whole_chunks: bool
     needs_draws: bool
     cameras: dict[str, tuple[int, int]]
     object_state: int
@@ -134,7 +143,8 @@ class Policy(Protocol):
     network: "torch.nn.Module"
 
     def act(self, observation: Observation, instruction: str) -> np.ndarray:
-        """(executed, D) float32 in the action space; the same for the same observation."""
+        """(executed, D) float32 in the action space; the same for the same observation. NaN where
+        ``whole_chunks`` says."""
 
     def forward_observation(self, batch: Batch) -> Any:
         """Everything that depends on the observation alone, for ``score``."""
@@ -157,7 +167,8 @@ class Policy(Protocol):
     ) -> "torch.Tensor":
         """(B, T, D) what it would do: most probable tokens, teacher-forced or one after the other.
 
-        noise: (B, T, D) added to them, in normalised units (1 is half an action's range).
+        NaN where ``whole_chunks`` says. noise: (B, T, D) added to them, in normalised units (1 is
+        half an action's range).
         """
 
     def bc_loss(self, batch: Batch) -> "torch.Tensor":

@@ -159,17 +159,18 @@ class ActionTokens(Observer):
         self.head = nn.Linear(width, vocabulary)
         self.scale_weights(self.action_tokens)
 
-    def slot_logits(self, prefix, previous, first: int = 0):
+    def slot_logits(self, prefix, previous, first: int = 0, places=None):
         """Logits of the action tokens from slot ``first`` on.
 
         previous: (B, L) the token before each slot; column 0 is ignored where ``first`` is 0.
-        Returns (B, L, vocabulary) and the prefix extended by these slots.
+        places: (B, L) whose slot's embedding each has; by default its own. Returns (B, L,
+        vocabulary) and the prefix extended by these slots.
         """
         x = self.action_tokens(previous)
         if first == 0:
             start = self.start.expand(len(x), 1, -1)
             x = torch.cat([start, x[:, 1:]], 1)
-        x = x + self.slots[first : first + x.shape[1]]
+        x = x + (self.slots[first : first + x.shape[1]] if places is None else self.slots[places])
         x, prefix = self.attend(x, prefix)
         return self.head(self.norm(x)), prefix
 

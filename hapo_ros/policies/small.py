@@ -90,10 +90,12 @@ class SmallPolicy:
     """The part of :class:`hapo_ros.policies.base.Policy` that does not depend on the family.
 
     A family sets ``network`` (an ``Observer``) in ``__init__``, and names its ``Config`` and the
-    settings of method ``bc`` that are fields of it.
+    settings of method ``bc`` that are fields of it. What else its ``__init__`` takes comes from
+    ``_fitted`` and ``_stored``.
     """
 
     family: ClassVar[str]
+    whole_chunks: ClassVar[bool] = False
     Config: ClassVar[type[SmallConfig]]
     SIZES: ClassVar[tuple[str, ...]] = ("horizon", "width", "blocks")
     needs_draws: ClassVar[bool] = False
@@ -123,7 +125,18 @@ class SmallPolicy:
         normalisation = Normalisation.fit(len(recorded.action_names), recorded.proprio, state)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return cls(config, normalisation, Words.fit(recorded.instructions))
+            words = Words.fit(recorded.instructions)
+            return cls(config, normalisation, words, *cls._fitted(config, normalisation, recorded))
+
+    @classmethod
+    def _fitted(cls, config: SmallConfig, normalisation: Normalisation, recorded: Recorded):
+        """What else ``__init__`` takes, made for what was recorded."""
+        return ()
+
+    @classmethod
+    def _stored(cls, tokenizer: dict):
+        """The same, from ``parts``'s tokenizer."""
+        return ()
 
     def _observer(self) -> dict:
         """Arguments of ``network.Observer`` and of its blocks for this policy."""
@@ -242,4 +255,5 @@ class SmallPolicy:
             cls.Config(**config),
             Normalisation.from_dict(normalisation),
             Words(tokenizer["words"], tokenizer["word_count"]),
+            *cls._stored(tokenizer),
         )

@@ -26,7 +26,7 @@ from hapo_ros.arbitration import (
 from hapo_ros.episodes.software import software_versions
 from hapo_ros.episodes.types import MAX_LOST_FRACTION, EpisodeInfo, Observation
 from hapo_ros.episodes.writer import EpisodeWriter, partial_folder
-from hapo_ros.policies.base import finite_act
+from hapo_ros.policies.base import finite_act, is_action
 from hapo_ros.sim.environment import CONTROL_HZ, Disturbance, Simulation, action_space
 from hapo_ros.sim.operator import EndEpisode, OperatorConfig, OperatorOutput, SimulatedOperator
 from hapo_ros.sim.recording import EpisodeRecord
@@ -51,7 +51,8 @@ class EpisodeSummary:
     """What came of one episode.
 
     steps: decided ticks. live: (steps,) live labels. takeovers: human segments. unresolved: the
-    operator was still correcting at the end. path: of the bag, None where none was written.
+    operator was still correcting at the end. undecodable: answers of the policy that were no
+    action, a hold each. path: of the bag, None where none was written.
     """
 
     episode_id: str
@@ -60,6 +61,7 @@ class EpisodeSummary:
     steps: int
     live: tuple[int, ...]
     unresolved: bool = False
+    undecodable: int = 0
     note: str = ""
     path: Path | None = None
 
@@ -101,7 +103,7 @@ def run_episode(
         raise ValueError(f"Nobody acts in this {info.source}: it needs an operator.")
     if policy is None and not demonstration:
         raise ValueError("A deployment needs a policy.")
-    record, live = EpisodeRecord(writer, info), []
+    record, live, undecodable = EpisodeRecord(writer, info), [], 0
     events = [Event.START_DEMONSTRATION if demonstration else Event.START_DEPLOYMENT]
     observation = simulation.reset(info.seed)
     tick = Tick(
@@ -126,6 +128,7 @@ def run_episode(
         command = None
         if not demonstration and tick.policy_due:
             command = _ask(policy, observation, info.instruction, tick)
+            undecodable += not is_action(command.actions)
         record.answered(tick, command, human)
         decision = arbiter.step(now_s, tick, command, human, events)
         record.decided(tick, decision, arbiter, now_s)
@@ -140,6 +143,7 @@ def run_episode(
         steps=len(live),
         live=tuple(live),
         unresolved=answer.unresolved,
+        undecodable=undecodable,
         note=answer.note,
         path=record.finished(answer.outcome, answer.note, answer.unresolved),
     )
