@@ -161,6 +161,14 @@ def test_lora_trains_the_adapter_alone_and_starts_as_no_change():
         lora.add_lora(policy)
 
 
+def test_the_adapter_of_a_bfloat16_network_is_float32_and_merges_into_bfloat16():
+    policy = make()
+    policy.network.to(torch.bfloat16)
+    lora.add_lora(policy, rank=4, alpha=2)
+    assert {tensor.dtype for tensor in lora.adapter_state(policy).values()} == {torch.float32}
+    assert {tensor.dtype for tensor in lora.merged_state(policy).values()} == {torch.bfloat16}
+
+
 def test_with_its_adapter_off_the_policy_is_its_base():
     policy, base = make(), make()
     lora.add_lora(policy, rank=4, alpha=2)

@@ -13,10 +13,12 @@ ADAPTER = "default"
 def add_lora(policy, rank: int = RANK, alpha: int = ALPHA, seed: int = 0) -> None:
     """Freeze the policy's network and add an adapter to all its linear layers, in place.
 
-    The adapter starts as no change at all. Raises ValueError where there already is one.
+    The adapter starts as no change at all. It is float32 whatever the base is: the small steps of a
+    training would be rounded away in bfloat16. Raises ValueError where there already is one.
     """
     import torch
     from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.tuners_utils import cast_adapter_dtype
 
     if has_lora(policy):
         raise ValueError("The policy already has a LoRA adapter; save it merged and load that.")
@@ -25,6 +27,7 @@ def add_lora(policy, rank: int = RANK, alpha: int = ALPHA, seed: int = 0) -> Non
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, policy.network, ADAPTER)
+    cast_adapter_dtype(policy.network, ADAPTER)
 
 
 def layers(policy) -> dict:
@@ -57,7 +60,7 @@ def merged_state(policy) -> dict:
         owner, found, rest = name.partition(".base_layer.")
         if found:
             if rest == "weight":
-                tensor = tensor + adapted[owner].get_delta_weight(ADAPTER)
+                tensor = (tensor + adapted[owner].get_delta_weight(ADAPTER)).to(tensor.dtype)
             state[f"{owner}.{rest}"] = tensor
         elif ".lora_" not in name:
             state[name] = tensor
