@@ -68,6 +68,57 @@ def test_the_version_is_of_the_content_and_not_of_the_provenance(tmp_path):
     assert checkpoint.save(policy, tmp_path / "d", {}) != first
 
 
+def test_a_checkpoint_has_a_card_that_says_what_it_is_and_how_it_was_made(tmp_path):
+    provenance = {
+        "method": "hapo",
+        "command": "hapo optimize bags --base lift --method hapo --output 'my policy'",
+        "parent": "0123456789abcdef",
+        "parent_checkpoint": "lift",
+        "settings": {"steps": 7, "undesirable_floor": None},
+        "batch_composition": {"expert": 4, "human": 2},
+        "ranks": 2,
+        "k": 10,
+        "bags": [
+            {"episode_id": "e1", "source": "deployment", "outcome": "failure", "steps": 40,
+             "bag_hash": "abc123", "instruction": "lift the cube"},
+        ],
+        "counts": {"human": 30, "undesirable": 10, "unresolved": 0},
+        "metrics": {"loss": 0.123456, "bc_loss": None},
+        "notes": ["Something ran away."],
+    }  # fmt: skip
+    version = checkpoint.save(make(), tmp_path / "my policy", provenance)
+    text = (tmp_path / "my policy" / "README.md").read_text()
+    for said in (
+        f"- tiny_vla\n- hapo\n---\n\n# Policy {version}\n",
+        'of family `tiny_vla` for "lift the cube", trained by hapo_ros with method `hapo`.',
+        "camera `cam0`: 84 x 84",
+        "actions: `x`, `y`, `z`, `gripper`, each in [-1, 1], in chunks of 1",
+        "from version `0123456789abcdef` (`lift`)",
+        f"by `{provenance['command']}`",
+        "4 expert, 2 human, divided among 2 processes",
+        '"undesirable_floor": null',
+        "1 episodes; steps: 30 human, 10 undesirable.",
+        "| e1 | deployment | failure | 40 | `abc123` |",
+        "- loss: 0.1235\n\n",
+        "no safety function",
+        "no licence of its own",
+        "- Something ran away.",
+        "hapo deploy policy:=FOLDER",
+        'checkpoint.load("FOLDER")',
+    ):
+        assert said in text, said
+
+
+def test_a_card_that_is_missing_or_was_edited_changes_nothing(tmp_path):
+    """Folders that were made before there were cards are as good as ever."""
+    version = checkpoint.save(make(), tmp_path / "a", {})
+    card = tmp_path / "a" / "README.md"
+    card.write_text(card.read_text() + "\nGood on Mondays.\n")
+    assert checkpoint.load(tmp_path / "a").version == version
+    card.unlink()
+    assert checkpoint.load(tmp_path / "a").version == version
+
+
 def test_an_existing_folder_is_refused_and_kept(tmp_path):
     checkpoint.save(make(), tmp_path / "a", {})
     before = (tmp_path / "a" / "model.safetensors").read_bytes()

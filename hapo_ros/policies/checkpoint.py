@@ -5,13 +5,14 @@
     tokenizer.json        action tokens and words
     model.safetensors     all weights, or adapter.safetensors: a LoRA adapter alone
     provenance.json       version, method, parent, bags, settings, metrics
+    README.md             the same for people, and how to use it; older ones have none
 
 A policy with a LoRA adapter is saved *merged* unless asked otherwise: such a folder needs no other
 one to be served, moved or used as the next round's base. An unmerged adapter names its base (path
 and version) and is refused on any other.
 
-The version is a hash of the first four files; provenance does not enter it, so the same weights
-have the same version. Folders are written under a temporary name and renamed when complete.
+The version is a hash of the first four files; provenance and README.md do not enter it, so the same
+weights have the same version. Folders are written under a temporary name and renamed when complete.
 """
 
 import hashlib
@@ -34,7 +35,7 @@ def save(policy, folder, provenance: dict, *, merge: bool = True, base=None) -> 
     """
     from safetensors.torch import save as serialised
 
-    from hapo_ros.policies import lora
+    from hapo_ros.policies import card, lora
 
     folder = Path(folder)
     _refuse_existing(folder)
@@ -67,6 +68,8 @@ def save(policy, folder, provenance: dict, *, merge: bool = True, base=None) -> 
         (temporary / (WEIGHTS if merge else ADAPTER)).write_bytes(serialised(state))
         version = version_of(temporary)
         _write_json(temporary / "provenance.json", {**provenance, "version": version})
+        text = card.card(policy, version, provenance)
+        (temporary / card.NAME).write_text(text, encoding="utf-8")
         _refuse_existing(folder)
         os.rename(temporary, folder)
     except BaseException:
@@ -131,7 +134,7 @@ def check(policy) -> None:
 
 
 def version_of(folder) -> str:
-    """Content hash of a checkpoint: 16 hex digits over all its files but the provenance."""
+    """Content hash of a checkpoint: 16 hex digits over what decides how it acts."""
     folder = Path(folder)
     digest = hashlib.sha256()
     names = sorted([f"{part}.json" for part in PARTS] + [_weights_name(folder)])
