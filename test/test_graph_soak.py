@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "soak.py"
 KIB_PER_1000_STEPS = 100.0
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_ten_thousand_steps_are_all_recorded_and_nothing_grows(tmp_path, ros_domain):
     soak = runpy.run_path(str(SCRIPT))
     with nothing_left_running():

@@ -55,11 +55,17 @@ _ACTIONS = {
 
 @dataclass
 class _Asked:
-    """A goal that was sent, once or more often, and neither accepted nor refused."""
+    """A goal that was sent, once or more often, and neither accepted nor refused.
+
+    unanswered: how often it was sent without an answer. refused: one of them was, perhaps because
+    another one had been accepted.
+    """
 
     client: ActionClient
     goal: object
     again_s: float = 0.0
+    unanswered: int = 0
+    refused: bool = False
 
 
 class Gateway(HapoNode):
@@ -196,18 +202,26 @@ class Gateway(HapoNode):
         answer is lost, and it does not begin with the goal.
         """
         asked = self._asked[request_id]
+        if asked.refused:
+            self._refuse(request_id)
+            return
         asked.again_s = self.now_s() + ANSWER_S
+        asked.unanswered += 1
 
         def feedback(message):
             _tell({"id": request_id, "feedback": _plain(message.feedback)})
 
         def answered(future):
-            if self._asked.pop(request_id, None) is None:
-                return  # answers come in order: the one before has settled it
+            if request_id not in self._asked:
+                return  # another answer has settled it
             handle = future.result()
+            asked.unanswered -= 1
             if not handle.accepted:
-                self._fail(request_id, "The goal was refused: another one is being worked on.")
+                asked.refused, asked.again_s = True, self.now_s() + ANSWER_S
+                if not asked.unanswered:
+                    self._refuse(request_id)
                 return
+            del self._asked[request_id]
             self._goals[request_id] = handle
             handle.get_result_async().add_done_callback(finished)
 
@@ -217,6 +231,10 @@ class Gateway(HapoNode):
 
         sent = asked.client.send_goal_async(asked.goal, feedback_callback=feedback)
         sent.add_done_callback(answered)
+
+    def _refuse(self, request_id) -> None:
+        del self._asked[request_id]
+        self._fail(request_id, "The goal was refused: another one is being worked on.")
 
     def _end(self, request_id, **last) -> None:
         self._open.discard(request_id)

@@ -18,6 +18,7 @@ from hapo_ros.parameters import PARAMETERS
 from hapo_ros.supervisor import executable
 
 _SECOND = "A training is running; a second goal is refused."
+PROMISE_S = 3.0  # for a goal that was accepted to begin; one whose acceptance was lost never does
 
 
 class Optimizer(HapoNode):
@@ -28,6 +29,7 @@ class Optimizer(HapoNode):
         self._lock = threading.Lock()
         self._child: subprocess.Popen | None = None
         self._busy = False
+        self._promised_until_s = 0.0  # to a goal that was accepted and has not begun
         self._server = ActionServer(
             self,
             Optimize,
@@ -40,9 +42,10 @@ class Optimizer(HapoNode):
 
     def _on_goal(self, goal) -> GoalResponse:
         with self._lock:
-            if self._busy:
+            if self._busy or self.now_s() < self._promised_until_s:
                 self.get_logger().warning(_SECOND)
                 return GoalResponse.REJECT
+            self._promised_until_s = self.now_s() + PROMISE_S
         return GoalResponse.ACCEPT
 
     def _execute(self, handle) -> Optimize.Result:
@@ -52,7 +55,7 @@ class Optimizer(HapoNode):
                 self.get_logger().warning(_SECOND)
                 handle.abort()
                 return Optimize.Result(text=_SECOND)
-            self._busy = True
+            self._busy, self._promised_until_s = True, 0.0
         try:
             with tempfile.TemporaryFile("w+") as errors:
                 last, code = self._train(handle, errors)
