@@ -49,22 +49,28 @@ def simulation():
     simulation.close()
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """An untrained policy on the object state."""
+def save_untrained(policy_class, folder):
+    """A small untrained policy on the object state; returns its folder."""
     torch = pytest.importorskip("torch")
     from hapo_ros.policies import checkpoint
     from hapo_ros.policies.small import Normalisation
-    from hapo_ros.policies.tiny_vla import TinyVla, TinyVlaConfig
     from hapo_ros.policies.tokenizers import Words
 
     torch.manual_seed(0)
     names = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
-    config = TinyVlaConfig({}, len(LIFT.object_state), names, width=32, blocks=1)
+    config = policy_class.Config({}, len(LIFT.object_state), names, width=32, blocks=1)
     statistics = Normalisation.fit(7, np.zeros((2, 11)), np.zeros((2, len(LIFT.object_state))))
-    folder = tmp_path_factory.mktemp("checkpoints") / "untrained"
-    checkpoint.save(TinyVla(config, statistics, Words.fit([LIFT.instruction])), folder, {})
+    checkpoint.save(policy_class(config, statistics, Words.fit([LIFT.instruction])), folder, {})
     return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """An untrained policy on the object state."""
+    pytest.importorskip("torch")
+    from hapo_ros.policies.tiny_vla import TinyVla
+
+    return save_untrained(TinyVla, tmp_path_factory.mktemp("checkpoints") / "untrained")
 
 
 def test_a_good_policy_succeeds_alone(simulation):
@@ -264,17 +270,9 @@ def test_evaluation_lets_the_policy_act_alone_and_is_repeatable(checkpoint):
 @pytest.fixture(scope="module")
 def flow(tmp_path_factory):
     """An untrained flow policy: chunks of 50 actions, of which 25 are executed."""
-    from hapo_ros.policies import checkpoint
-    from hapo_ros.policies.flow import Flow, FlowConfig
-    from hapo_ros.policies.small import Normalisation
-    from hapo_ros.policies.tokenizers import Words
+    from hapo_ros.policies.flow import Flow
 
-    names = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
-    config = FlowConfig({}, len(LIFT.object_state), names, width=32, blocks=1)
-    statistics = Normalisation.fit(7, np.zeros((2, 11)), np.zeros((2, len(LIFT.object_state))))
-    folder = tmp_path_factory.mktemp("checkpoints") / "flow"
-    checkpoint.save(Flow(config, statistics, Words.fit([LIFT.instruction])), folder, {})
-    return folder
+    return save_untrained(Flow, tmp_path_factory.mktemp("checkpoints") / "flow")
 
 
 def test_a_flow_policy_is_asked_once_a_chunk_and_anew_after_each_takeover(flow, tmp_path):
