@@ -6,6 +6,7 @@ Exit codes: 0 clean, 1 error, 3 finished with loss. Handlers are thin: they pars
 import argparse
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -23,15 +24,21 @@ EPILOG = "Exit codes: 0 clean, 1 error, 3 finished with loss (skipped bags, too 
 
 def main(argv: Iterable[str] | None = None) -> int:
     """Run one command; returns its exit code."""
-    arguments = _parser().parse_args(None if argv is None else list(argv))
+    words = sys.argv[1:] if argv is None else [str(word) for word in argv]
+    arguments = _parser().parse_args(words)
+    arguments.words = words
     try:
         return arguments.run(arguments)
     except KeyboardInterrupt:
         print("Interrupted. What was finished is kept.", file=sys.stderr)
         return EXIT_ERROR
     except _expected() as error:
-        print(f"hapo {arguments.command}: {error}", file=sys.stderr)
+        _complain(arguments, error)
         return EXIT_ERROR
+
+
+def _complain(arguments, error: Exception) -> None:
+    print(f"hapo {arguments.command}: {error}", file=sys.stderr, flush=True)
 
 
 def _expected() -> tuple[type[Exception], ...]:
@@ -163,21 +170,43 @@ def _optimize(arguments) -> int:
 
 
 def _learn(arguments, train: Callable) -> int:
-    """Run a training with its progress; SIGTERM and Ctrl-C cancel it, to be resumed."""
+    """Run a training with its progress; SIGTERM and Ctrl-C cancel it, to be resumed. Of several
+    ranks the first alone says something."""
     # Waiting threads of a busy machine would otherwise spin: a step took up to ten times longer.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from hapo_ros.learning.loop import NotTrained
+    from hapo_ros.learning.parallel import started
 
-    with _stop_flag() as stopped:
+    with _stop_flag() as stopped, started() as ranks:
         try:
-            with progress("training", 1, arguments.json) as advance:
-                show = _print_json if arguments.json else partial(_show_training, advance)
-                trained = train(progress=show, cancelled=stopped, resume=arguments.resume)
-        except (NotTrained, ValueError, OSError) as error:
-            if arguments.json:
+            with progress("training", 1, arguments.json or not ranks.first) as advance:
+                trained = train(
+                    progress=_print_json if arguments.json else partial(_show_training, advance),
+                    cancelled=stopped,
+                    resume=arguments.resume,
+                    command=_as_given(arguments, ranks),
+                    ranks=ranks,
+                )
+        except _expected() as error:
+            if arguments.json and ranks.first:
                 _print_json({"text": str(error)})
-                return EXIT_ERROR
-            raise
+            elif ranks.first:
+                _complain(arguments, error)
+            return EXIT_ERROR
+        if ranks.first:
+            _report_training(arguments, trained)
+    return EXIT_LOSS if trained.skipped else EXIT_OK
+
+
+def _as_given(arguments, ranks) -> str:
+    """The command that was given, as it can be given again."""
+    start = ["hapo"]
+    if ranks.size > 1:
+        here = os.environ.get("LOCAL_WORLD_SIZE", str(ranks.size))
+        start = ["torchrun", "--nproc-per-node", here, "-m", "hapo_ros.cli"]
+    return shlex.join([*start, *arguments.words])
+
+
+def _report_training(arguments, trained) -> None:
     report = {
         "checkpoint": str(trained.checkpoint.resolve()),
         "version": trained.version,
@@ -186,7 +215,6 @@ def _learn(arguments, train: Callable) -> int:
         "skipped": trained.skipped,
     }
     _report(arguments, report | ({"text": _in_words(trained)} if arguments.json else {}))
-    return EXIT_LOSS if trained.skipped else EXIT_OK
 
 
 def _in_words(trained) -> str:
@@ -199,7 +227,10 @@ def _in_words(trained) -> str:
 
 
 def _show_training(advance: Callable, said: dict) -> None:
-    advance(said["step"], f"loss {said['loss']:.4f}", said["total"])
+    text = f"loss {said['loss']:.4f}"
+    if not sys.stderr.isatty():  # where there is a bar, it has the time that is left
+        text += f", {said['time_left_s'] / 60:.1f} min left"
+    advance(said["step"], text, said["total"])
 
 
 def _settings(arguments) -> dict:
@@ -582,7 +613,7 @@ def _add_learning(command) -> None:
     command.add_argument(
         "--resume",
         action="store_true",
-        help="go on with the run that was cancelled, by the same command",
+        help="go on with the run that was cancelled or killed, by the same command",
     )
 
 

@@ -455,11 +455,12 @@ def test_a_training_that_was_interrupted_goes_on_by_the_same_command_with_resume
     command = ["train", recordings / "demonstrations", "--output", "base", "--json", *TINY]
     command += ["--set", "steps=1000000"]
 
-    def interrupt(number, *flags):
-        """Run it until it has done one step; the number of that, and what it says at its end."""
+    def interrupt(number, *flags, start=()):
+        """Run it until it has done one step; the steps that it tells of, and what it says last."""
         running = subprocess.Popen(
-            [sys.executable, "-m", "hapo_ros.cli", *command, *flags],
+            [sys.executable, *start, "-m", "hapo_ros.cli", *command, *flags],
             cwd=tmp_path,
+            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -470,12 +471,16 @@ def test_a_training_that_was_interrupted_goes_on_by_the_same_command_with_resume
         finally:
             running.kill()
         assert running.returncode == 1
-        return first["step"], strict_json(said.splitlines()[-1])["text"]
+        *told, last = map(strict_json, said.splitlines())
+        return [first["step"], *(report["step"] for report in told)], last["text"]
 
-    first, said = interrupt(signal.SIGINT)
-    assert first == 1 and "No checkpoint was written" in said and "with --resume" in said
+    # On two ranks, of which one alone tells; then on one.
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    steps, said = interrupt(signal.SIGINT, start=torchrun)
+    assert "No checkpoint was written" in said and "with --resume" in said
     done = int(re.search(r"It had done (\d+) of 1000000 steps", said)[1])
-    assert interrupt(signal.SIGTERM, "--resume")[0] == done + 1
+    assert steps == list(range(1, done + 1))
+    assert interrupt(signal.SIGTERM, "--resume")[0][0] == done + 1
     assert [path.name for path in tmp_path.iterdir()] == ["base.run"]
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hapo_ros import labels
 from hapo_ros.episodes.types import EpisodeInfo, Observation, Step
-from hapo_ros.learning.augment import augment, random_shift
+from hapo_ros.learning.augment import augment, draw_shifts, shift_images
 from hapo_ros.learning.data import Episode, build, chunks, from_readers, last_correction
 from hapo_ros.learning.reference import partners
 
@@ -329,10 +329,11 @@ def test_readers_are_read_one_by_one_and_images_only_where_wanted():
 
 def test_shifted_images_are_the_images_moved():
     images = torch.arange(2 * 6 * 6 * 3).reshape(2, 6, 6, 3).to(torch.uint8)
-    moved = random_shift(images, 2, torch.Generator().manual_seed(0))
+    shifts = draw_shifts(2, 1, 2, torch.Generator().manual_seed(0))
+    moved = shift_images(images, 2, shifts[:, 0])
     assert moved.shape == images.shape and moved.dtype == torch.uint8
     padded = np.pad(images.numpy(), ((0, 0), (2, 2), (2, 2), (0, 0)), mode="edge")
     for one, wide in zip(moved.numpy(), padded, strict=True):
         assert any((one == wide[r : r + 6, c : c + 6]).all() for r in range(5) for c in range(5))
     batch = build([episode("a", [P, H])]).batch([0, 1])
-    assert augment(batch, 0, torch.Generator()) is batch
+    assert augment(batch, 0, draw_shifts(2, 1, 0, torch.Generator())) is batch

@@ -13,6 +13,7 @@ from hapo_ros.labels import HUMAN, POLICY
 from hapo_ros.learning import methods, trainer
 from hapo_ros.learning.credit import INTERVENTION, NO_WINDOW, POLICY_WINDOW, UNLABELLED
 from hapo_ros.learning.data import build
+from hapo_ros.learning.parallel import Ranks
 from hapo_ros.learning.updates import OBJECTIVES
 from hapo_ros.policies import checkpoint
 
@@ -69,7 +70,7 @@ def test_batches_hold_no_step_whose_outcome_is_anothers_doing(table):
     assert (drawn == ((windows.kind != NO_WINDOW) & ~(
         (windows.kind == POLICY_WINDOW) & (windows.outcome == UNLABELLED)
     ))).all()  # fmt: skip
-    sampler = trainer._sampler("habc", table, settings)
+    sampler = trainer._sampler("habc", table, settings, Ranks())
     assert sampler.counts == {"expert": 8, "human": 4, "policy": 4}
     assert drawn[sampler.effective(0)].all()
 

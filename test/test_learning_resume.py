@@ -1,4 +1,4 @@
-"""Going on with a training that was cancelled: as if nothing had happened."""
+"""Going on with a training that was cancelled or killed: as if nothing had happened."""
 
 import json
 from dataclasses import replace
@@ -95,6 +95,41 @@ def test_what_a_cancelled_run_did_later_than_it_kept_is_done_again(base, table, 
     assert trained.version == whole.version and told[0]["step"] == 4
     lines = (trained.run / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+
+
+class Crash(BaseException):
+    """Nothing catches it."""
+
+
+def test_a_run_that_was_killed_goes_on_from_what_it_kept_last(base, table, tmp_path):
+    whole, _ = optimize(table, base, tmp_path / "whole", save_every=2)
+
+    def crash(report):
+        if report["step"] == 5:
+            raise Crash
+
+    settings = {name: QUICK[name] for name in QUICK if name in methods.resolve("hapo")}
+    with pytest.raises(Crash):
+        trainer.optimize(
+            table, base, "hapo", settings | {"save_every": 2}, tmp_path / "cut", progress=crash
+        )
+    folder = tmp_path / "cut.run"
+    kept = folder / "resume.pt"
+    with (folder / "metrics.jsonl").open("a") as lines:
+        lines.write('{"step": 6, "lo')  # it was killed while it wrote
+    (folder / ".resume.pt.writing").write_bytes(kept.read_bytes()[:99])
+    trained, told = optimize(table, base, tmp_path / "cut", resume=True, save_every=2)
+    assert trained.version == whole.version and told[0]["step"] == 5
+    lines = [(made.run / "metrics.jsonl").read_text() for made in (trained, whole)]
+    assert lines[0] == lines[1] and not list(folder.glob("*resume*"))
+
+
+def test_a_run_that_is_to_keep_nothing_keeps_nothing(base, table, tmp_path):
+    def kept(report):
+        assert not list((tmp_path / "new.run").glob("*resume*"))
+
+    settings = {"k": 4, "steps": 3, "batch_size": 8, "save_every": 0}
+    trainer.optimize(table, base, "hapo", settings, tmp_path / "new", progress=kept)
 
 
 def test_the_last_run_is_gone_on_with_and_others_are_left_alone(base, table, tmp_path):

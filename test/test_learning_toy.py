@@ -8,6 +8,7 @@ from toy_episodes import SMALL, episode, gradients, update_of
 from hapo_ros.labels import HUMAN, POLICY
 from hapo_ros.learning import loop, methods, trainer
 from hapo_ros.learning.data import build
+from hapo_ros.learning.parallel import Ranks
 from hapo_ros.learning.runlog import RunLog
 from hapo_ros.learning.updates import OBJECTIVES
 from hapo_ros.policies import checkpoint
@@ -46,7 +47,7 @@ def learned(table, method, folder, **settings):
     update = OBJECTIVES[methods.method(method).objective](policy, table, settings)
     (folder / "run").mkdir()
     with RunLog(folder / "run") as log:
-        sampler = trainer._sampler(method, table, settings)
+        sampler = trainer._sampler(method, table, settings, Ranks())
         loop.Training(policy, update, sampler, settings, log).run(loop.Hooks())
     return update
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from toy_episodes import SMALL, episode, gradients, trained_base, update_of
 
-from hapo_ros.learning import loop, methods, reference, trainer
+from hapo_ros.learning import loop, methods, precision, reference, trainer
 from hapo_ros.learning.data import build
 from hapo_ros.learning.draws import Draws
 from hapo_ros.learning.runlog import RunLog
@@ -522,6 +522,60 @@ def test_the_same_seed_gives_the_same_checkpoint(base, table, tmp_path):
     assert versions[0] == versions[1] != versions[2]
 
 
+# Memory and arithmetic
+
+
+@pytest.mark.parametrize("method", ["hapo_anchored", "habc"])
+def test_activations_that_are_computed_again_change_nothing(base, table, method):
+    """But that fewer are kept: of a block, what goes in and out."""
+    kept = []
+
+    def pack(tensor):
+        kept[-1] += tensor.numel()
+        return tensor
+
+    results = []
+    for wanted in (False, True):
+        options = {"micro_batch": 3, "activation_checkpointing": wanted}
+        own = {"critic_backbone": True, "critic_warmup": 0} if method == "habc" else {}
+        update = update_of(method, base, table, **options, **own)
+        precision.prepare(update.policy, update.settings)
+        kept.append(0)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            results.append(gradients(update, ROWS))
+    (plain, gradient), (again, same) = results
+    torch.testing.assert_close(same, gradient, rtol=1e-5, atol=1e-7)
+    assert again == pytest.approx(plain, rel=1e-5, nan_ok=True)
+    assert kept[1] < 0.7 * kept[0]
+
+
+@pytest.mark.parametrize("method", ["hapo_anchored", "habc"])
+def test_bfloat16_is_of_the_network_alone_and_near_to_float32(base, table, tmp_path, method):
+    """Weights, the reference, log-probabilities and what a critic says stay float32."""
+    settings = {"k": 4, "steps": 3, "batch_size": 8, "warmup": 0, "precision": "bfloat16"}
+    critic = {"critic_warmup": 0, "min_human": 1} if method == "habc" else {}
+    settings |= critic | {"allow_missing_group": True}
+    trained = trainer.optimize(table, base.checkpoint, method, settings, tmp_path / "new")
+    weights = checkpoint.load(trained.checkpoint).network.state_dict()
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    first = json.loads((trained.run / "metrics.jsonl").open().readline())
+    if method == "hapo_anchored":
+        assert first["z0"] == first["reward_desirable"] == 0.0  # of the same arithmetic
+    halves = [
+        gradients(update_of(method, base, table, precision=name, **critic), ROWS)
+        for name in ("float32", "bfloat16")
+    ]
+    (plain, gradient), (half, other) = halves
+    assert half["loss"] == pytest.approx(plain["loss"], rel=0.1) and half["loss"] != plain["loss"]
+    assert torch.nn.functional.cosine_similarity(gradient, other, dim=0) > 0.9
+
+
+def test_a_reference_of_other_arithmetic_is_another_one(base, table):
+    policy = checkpoint.load(base.checkpoint)
+    given = policy, table, SECOND, Draws(policy, 0)
+    assert reference.key_of(*given) != reference.key_of(*given, "bfloat16")
+
+
 # What it leaves behind
 
 
@@ -538,6 +592,46 @@ def test_the_provenance_says_where_a_checkpoint_came_from(base, table, tmp_path)
     assert provenance["counts"]["human"] == 24 and provenance["software"]["torch"]
     assert provenance["metrics"]["bc_loss"] is None and provenance["metrics"]["z0"] >= 0
     assert list(trained.run.glob("events.out.tfevents.*"))
+
+
+@pytest.mark.parametrize(
+    ("method", "shares", "histograms"),
+    [
+        ("hapo", {"expert": 0.5, "human": 0.25, "undesirable": 0.25}, ("desirable", "undesirable")),
+        ("sirius", None, ()),
+    ],
+)
+def test_tensorboard_shows_what_a_training_is_judged_by(
+    base, table, tmp_path, method, shares, histograms
+):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    settings = {"k": 4, "steps": 10, "batch_size": 8}
+    trained = trainer.optimize(table, base.checkpoint, method, settings, tmp_path / "new")
+    events = EventAccumulator(str(trained.run), size_guidance={"scalars": 0, "histograms": 0})
+    events.Reload()
+    tags = events.Tags()
+    lines = [json.loads(line) for line in (trained.run / "metrics.jsonl").open()]
+    for name in (name for name in lines[0] if name != "step" and lines[0][name] is not None):
+        shown = {event.step: event.value for event in events.Scalars(name)}
+        assert shown == pytest.approx({line["step"]: line[name] for line in lines}, rel=1e-5), name
+    assert {"loss", "grad_norm", "lr"} <= set(lines[0])
+    assert all(event.value > 0 for event in events.Scalars("samples_per_s"))
+    drawn = {
+        name: events.Scalars(f"share/{name}")[0].value
+        for name in ("expert", "human", "undesirable", "policy")
+    }
+    assert sum(drawn.values()) == pytest.approx(1.0)
+    if shares:
+        assert drawn == pytest.approx(shares | {"policy": 0.0})
+        wanted = {"z0", "margins", "reward_desirable", "reward_undesirable", "lambda_desirable"}
+        assert wanted <= set(lines[0])
+    names = [f"lambda/{name}" for name in histograms] or ["weight"]
+    assert set(tags["histograms"]) == set(names)
+    for name in names:
+        counts = {event.step: event.histogram_value.num for event in events.Histograms(name)}
+        group = lines[0][name.partition("/")[2]] if histograms else 8
+        assert counts == {1: group, 10: group}
 
 
 def test_progress_is_told_after_every_step(base, table, tmp_path):

@@ -1,7 +1,8 @@
 """Behaviour cloning and what weights it: groups, classes, or a critic (method.md 1.6 and 2).
 
-An update's ``accumulate(rows)`` adds the gradients of one effective batch, in micro-batches, and
-returns its metrics. Splitting the batch differently gives the same gradients.
+An update's ``accumulate(batch)`` adds the gradients of one effective batch, in micro-batches, and
+returns its metrics. Of several ranks each adds those of its part, and all return the same metrics.
+Splitting the batch differently, among micro-batches or ranks, gives the same gradients in the end.
 """
 
 import math
@@ -12,10 +13,12 @@ import torch
 
 from hapo_ros import labels
 from hapo_ros.learning import objectives
-from hapo_ros.learning.augment import augment
+from hapo_ros.learning.augment import augment, draw_shifts
 from hapo_ros.learning.credit import INTERVENTION, NO_WINDOW, POLICY_WINDOW, UNLABELLED, Windows
 from hapo_ros.learning.critic import Critic, Returns
 from hapo_ros.learning.draws import Draws
+from hapo_ros.learning.parallel import Ranks
+from hapo_ros.learning.precision import autocast
 from hapo_ros.learning.table import GROUPS, StepTable
 
 
@@ -29,7 +32,9 @@ class Update:
 
     needs_reference: it takes a Reference. needs_following: it looks at the step after each one,
     whoever made that. modules: trained beside the policy's network and gone after the run. notes:
-    sentences that a user should read. updates: effective batches so far, counted by each objective.
+    sentences that a user should read. ranks: that effective batches are divided among. updates:
+    effective batches so far, counted by each objective. samples: one value a sample of the last
+    one, by what a histogram of them is called.
     """
 
     needs_reference = False
@@ -37,6 +42,10 @@ class Update:
     modules: tuple[torch.nn.Module, ...] = ()
     notes: tuple[str, ...] = ()
     updates = 0
+    ranks = Ranks()
+
+    def __init__(self):
+        self.samples: dict[str, torch.Tensor] = {}
 
     @staticmethod
     def drawn(table: StepTable, settings: dict) -> np.ndarray:
@@ -61,6 +70,7 @@ class Cloning(Update):
         return table.desirable if settings.get("no_undesirable") else np.ones(len(table), bool)
 
     def __init__(self, policy, table: StepTable, settings: dict):
+        super().__init__()
         self.policy, self.table, self.settings = policy, table, settings
         self.generator = torch.Generator().manual_seed(settings["seed"])
         self.draws = Draws(policy, settings["seed"])
@@ -72,21 +82,26 @@ class Cloning(Update):
         super().load_state_dict(state)
         self.generator.set_state(state["generator"])
 
-    def accumulate(self, rows) -> dict[str, float]:
-        return {"loss": self._clone(rows, torch.ones(len(rows)))}
+    def accumulate(self, batch) -> dict[str, float]:
+        return {"loss": self._clone(batch, torch.ones(len(batch)))}
 
-    def _clone(self, rows, weights) -> float:
-        """Gradients of the mean loss of an effective batch, by (len(rows),) weights; that mean."""
-        size, total = self.settings["micro_batch"], 0.0
-        shift = self.settings["image_shift"]
-        for micro, weight in zip(split(rows, size), split(weights, size), strict=True):
-            batch = augment(self.table.batch(micro), shift, self.generator)
-            losses = self.policy.bc_loss(self.draws.given(batch, micro, self.updates))
-            loss = (losses * weight.to(losses)).sum() / len(rows)
+    def _clone(self, batch, weights) -> float:
+        """Gradients of the mean loss of an effective batch, by (len(batch),) weights; that mean."""
+        pixels = self.settings["image_shift"]
+        shifts = draw_shifts(len(batch), len(self.table.images), pixels, self.generator)
+        own = (self.ranks.part(part) for part in (batch, weights, shifts))
+        parts = (split(part, self.settings["micro_batch"]) for part in own)
+        means = []
+        for rows, weight, shift in zip(*parts, strict=True):
+            micro = augment(self.table.batch(rows), pixels, shift)
+            micro = self.draws.given(micro, rows, self.updates)
+            with autocast(self.policy, self.settings["precision"]):
+                losses = self.policy.bc_loss(micro)
+            loss = (losses * weight.to(losses)).sum() / len(batch)
             loss.backward()
-            total += float(loss.detach())
+            means.append(loss.detach())
         self.updates += 1
-        return total
+        return float(self.ranks.sum(sum(means)))
 
 
 class Sirius(Cloning):
@@ -97,8 +112,9 @@ class Sirius(Cloning):
         counts = [len(table.groups[name]) for name in GROUPS]
         self.weights = objectives.sirius_weights(counts)[torch.from_numpy(table.group)]
 
-    def accumulate(self, rows) -> dict[str, float]:
-        return {"loss": self._clone(rows, self.weights[rows])}
+    def accumulate(self, batch) -> dict[str, float]:
+        self.samples = {"weight": self.weights[batch]}
+        return {"loss": self._clone(batch, self.weights[batch])}
 
 
 class ImitDagger(Cloning):
@@ -164,22 +180,31 @@ class Judged(Cloning):
                 " so nothing was weighted by it. Train for more steps.",
             )
 
-    def accumulate(self, rows) -> dict[str, float]:
+    def accumulate(self, batch) -> dict[str, float]:
         """One effective batch: ``loss`` of the weighted cloning, and what ``_judge`` says."""
-        weights, metrics = self._judge(rows, warm=self.updates < self.settings["critic_warmup"])
-        return {"loss": self._clone(rows, weights), **metrics}
+        weights, metrics = self._judge(batch, warm=self.updates < self.settings["critic_warmup"])
+        self.samples = {"weight": weights}
+        return {"loss": self._clone(batch, weights), **metrics}
 
-    def _judge(self, rows, warm: bool):
-        """The critic's gradients; (len(rows),) weights, while it is warm too; its metrics."""
+    def _judge(self, batch, warm: bool):
+        """The critic's gradients; (len(batch),) weights, while it is warm too; its metrics."""
         raise NotImplementedError
+
+    def _micros(self, batch) -> list[np.ndarray]:
+        """This rank's part of an effective batch, in micro-batches."""
+        return split(self.ranks.part(batch), self.settings["micro_batch"])
 
     def _seen(self, rows):
         """The critic's answers to a micro-batch, and without gradient to the steps after it."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.settings["critic_backbone"]):
-            features = self.policy.features(self.table.batch(rows))
+            features = self._features(rows)
         with torch.no_grad():
-            after = self.critic(self.policy.features(self.table.batch(self.following[rows])))
+            after = self.critic(self._features(self.following[rows]))
         return self.critic(features), after
+
+    def _features(self, rows):
+        with autocast(self.policy, self.settings["precision"]):
+            return self.policy.features(self.table.batch(rows)).float()
 
 
 class Habc(Judged):
@@ -216,19 +241,19 @@ class Habc(Judged):
                 f"tells nothing: the policy's steps count {what}. Record such failures, too.",
             )
 
-    def _judge(self, rows, warm: bool):
+    def _judge(self, batch, warm: bool):
         """Weights of eq. (8). Metrics: both heads' losses, and the mean gate of the policy's and of
         the operator's steps (NaN for none; in the warm-up 1)."""
-        values, metrics = self._learn(rows)
-        kind, outcome = self.kind[rows], self.outcome[rows]
-        gate = torch.ones(len(rows), device=self.device)
+        values, metrics = self._learn(batch)
+        kind, outcome = self.kind[batch], self.outcome[batch]
+        gate = torch.ones(len(batch), device=self.device)
         if not warm:
             gate = objectives.habc_gate(
-                *values, self.terminal[rows], no_efficiency=self.settings["no_efficiency"]
+                *values, self.terminal[batch], no_efficiency=self.settings["no_efficiency"]
             )
         weights = objectives.habc_weights(
             gate,
-            torch.where(self.imitable[rows], kind, NO_WINDOW),
+            torch.where(self.imitable[batch], kind, NO_WINDOW),
             outcome,
             reweight_interventions=self.settings["reweight_interventions"],
             demonstrations_in_mean=self.settings["demonstrations_in_mean"],
@@ -238,12 +263,12 @@ class Habc(Judged):
         metrics["gate_human"] = float(gate[kind == INTERVENTION].mean())
         return weights, metrics
 
-    def _learn(self, rows):
-        """Gradients of eq. (4); z_v and V_e (len(rows),) at each step and the one after it, in the
+    def _learn(self, batch):
+        """Gradients of eq. (4); z_v and V_e (len(batch),) at each step and the one after it, in the
         order of ``habc_gate``; and both losses."""
-        counts = int((self.outcome[rows] != UNLABELLED).sum()), int(self.progress[rows].sum())
+        counts = int((self.outcome[batch] != UNLABELLED).sum()), int(self.progress[batch].sum())
         values, losses = [], []
-        for micro in split(rows, self.settings["micro_batch"]):
+        for micro in self._micros(batch):
             (z_v, v_e), (z_v_next, v_e_next) = self._seen(micro)
             terminal = self.terminal[micro]
             viability, efficiency = objectives.critic_losses(
@@ -258,9 +283,9 @@ class Habc(Judged):
             (viability if self.settings["no_efficiency"] else viability + efficiency).backward()
             values.append(torch.stack([z_v.detach(), z_v_next, v_e.detach(), v_e_next]))
             losses.append(torch.stack([viability, efficiency]).detach())
-        viability, efficiency = sum(losses).tolist()
+        viability, efficiency = self.ranks.sum(sum(losses)).tolist()
         metrics = {"viability_loss": viability, "efficiency_loss": efficiency}
-        return torch.cat(values, 1), metrics
+        return self.ranks.join(torch.cat(values, 1)), metrics
 
 
 class ImitRecap(Judged):
@@ -316,25 +341,25 @@ class ImitRecap(Judged):
         super().load_state_dict(state)
         self.threshold = state["threshold"]
 
-    def _judge(self, rows, warm: bool):
+    def _judge(self, batch, warm: bool):
         """1 for every step that is kept, over their share. Metrics: the value's loss, the threshold
         (NaN in the warm-up, which keeps everything) and the share of deployment steps kept."""
         if not warm and (self.updates - self.settings["critic_warmup"]) % self.REFRESH == 0:
             self.threshold = self._choose()
-        residuals, total = [], 0.0
-        for micro in split(rows, self.settings["micro_batch"]):
+        residuals, means = [], []
+        for micro in self._micros(batch):
             logits, target, residual = self._residuals(micro)
             losses = objectives.value_losses(logits, target, self.critic.returns)
-            loss = losses.sum() / len(rows)
+            loss = losses.sum() / len(batch)
             loss.backward()
-            total += float(loss.detach())
+            means.append(loss.detach())
             residuals.append(residual)
-        demonstration = self.demonstration[rows]
-        kept = demonstration | (torch.cat(residuals) > self.threshold)
-        kept &= self.imitable[rows]
-        weights = kept / kept.float().mean().clamp(min=1.0 / len(rows))
+        demonstration = self.demonstration[batch]
+        kept = demonstration | (self.ranks.join(torch.cat(residuals)) > self.threshold)
+        kept &= self.imitable[batch]
+        weights = kept / kept.float().mean().clamp(min=1.0 / len(batch))
         return weights, {
-            "value_loss": total,
+            "value_loss": float(self.ranks.sum(sum(means))),
             "threshold": self.threshold if math.isfinite(self.threshold) else math.nan,
             "kept": float(kept[~demonstration].float().mean()),
         }
@@ -349,7 +374,10 @@ class ImitRecap(Judged):
 
     @torch.no_grad()
     def _choose(self) -> float:
-        """The threshold that the share ``keep`` of the held-out steps is above."""
+        """The threshold that the share ``keep`` of the held-out steps is above; rank 0's."""
+        return self.ranks.from_first(self._quantile)
+
+    def _quantile(self) -> float:
         micros = split(self.held, self.settings["micro_batch"])
         residuals = torch.cat([self._residuals(micro)[2] for micro in micros])
         return float(residuals.quantile(1.0 - self.settings["keep"]))

@@ -1,19 +1,27 @@
-"""An interrupted run on disk, so that it can be gone on with: ``resume.pt`` in the run's folder."""
+"""A run on disk, so that it can be gone on with: ``resume.pt`` in the run's folder.
+
+It is written now and then, for a run that is killed or loses power, and when one is cancelled.
+"""
 
 import os
 import pickle
 from pathlib import Path
 
 NAME = "resume.pt"
+WRITING = f".{NAME}.writing"
 
 
 def write(folder: Path, run: dict, state: dict) -> None:
     """Keep ``state`` (of ``loop.Training``) of a run, which ``run`` tells from every other one:
-    plain data by what it is called in a sentence. What was kept before is replaced at once."""
+    plain data by what it is called in a sentence. What was kept before is replaced at once, and
+    only by what is whole on the disk."""
     import torch
 
-    temporary = folder / f".{NAME}.writing"
-    torch.save({"run": run, "state": state}, temporary)
+    temporary = folder / WRITING
+    with temporary.open("wb") as file:
+        torch.save({"run": run, "state": state}, file)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(temporary, folder / NAME)
 
 
@@ -49,4 +57,5 @@ def read(folder: Path, run: dict) -> dict:
 
 def forget(folder: Path) -> None:
     """The run has come to its end."""
-    (folder / NAME).unlink(missing_ok=True)
+    for name in (NAME, WRITING):
+        (folder / name).unlink(missing_ok=True)

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from hapo_ros.learning.runlog import RunLog
+from hapo_ros.learning.runlog import Notes
+from hapo_ros.learning.table import GROUPS
 
+HISTOGRAMS_EVERY = 10  # optimizer steps
 FINAL_STEPS = 50  # over which the provenance's final metrics are averaged
 RUNAWAY = -15.0
 """Mean log-ratio of an undesirable action, over FINAL_STEPS steps, below which a run warns; of a
@@ -20,6 +22,9 @@ Measured: runs that ended at -27 and -36 (hapo), or -38 (kto), gained nothing th
 and lost likelihood of the demonstrations; a floor of -5 keeps runs far from that. At -15 an action
 is 3e-7 times as likely as it was: it is avoided, and what is pushed further goes to anything else.
 """
+
+
+CANCELLED = "Training was cancelled. No checkpoint was written."
 
 
 class NotTrained(RuntimeError):
@@ -42,9 +47,9 @@ class OutOfMemory(NotTrained):
 class Hooks:
     """How a run talks to whoever started it.
 
-    progress: called after each step with step, total, loss, reward_desirable, reward_undesirable
-    (NaN where the method has none) and time_left_s. cancelled: asked before each step. clock:
-    monotonic seconds.
+    progress: called after each step, on rank 0, with step, total, loss, reward_desirable,
+    reward_undesirable (NaN where the method has none) and time_left_s. cancelled: asked before each
+    step. clock: monotonic seconds.
     """
 
     progress: Callable[[dict], None] = lambda report: None
@@ -53,21 +58,22 @@ class Hooks:
 
     def stop_if_cancelled(self) -> None:
         if self.cancelled():
-            raise Cancelled("Training was cancelled. No checkpoint was written.")
+            raise Cancelled(CANCELLED)
 
 
 class Training:
     """A run between its first and its last optimizer step.
 
-    One step is one effective batch, whatever the micro-batch; the learning rate's horizon counts
-    these steps. What learns beside the policy is clipped by a norm of its own. ``state_dict`` is
-    all that the steps to come depend on: another Training of the same arguments that loads it goes
-    on as this one would have.
+    One step is one effective batch, whatever micro-batches and ranks it is divided among; the
+    learning rate's horizon counts these steps. What learns beside the policy is clipped by a norm
+    of its own. ``state_dict`` is all that the steps to come depend on, and the same on every rank:
+    another Training of the same arguments that loads it goes on as this one would have.
     """
 
-    def __init__(self, policy, update, sampler, settings: dict, log: RunLog):
+    def __init__(self, policy, update, sampler, settings: dict, log: Notes):
         self.policy, self.update, self.sampler = policy, update, sampler
-        self.settings, self.log = settings, log
+        self.settings, self.log, self.ranks = settings, log, update.ranks
+        self.group = update.table.group
         self.modules = torch.nn.ModuleList([policy.network, *update.modules])
         self.parameters = [
             [p for p in module.parameters() if p.requires_grad] for module in self.modules
@@ -80,40 +86,62 @@ class Training:
             fused=True,
         )
         self.step = 0
+        self.batch = np.zeros(0, np.int64)  # of the last step, of all ranks
         self.recent: deque[dict] = deque(maxlen=FINAL_STEPS)
 
-    def run(self, hooks: Hooks) -> dict:
+    def run(self, hooks: Hooks, keep: Callable[[], None] = lambda: None) -> dict:
         """Every step that is left; returns metrics averaged over the last of them.
 
-        Raises Cancelled and Diverged.
+        keep: called after every ``save_every`` steps, to write the ``state_dict``. Raises Cancelled
+        (on all ranks where one was cancelled) and Diverged.
         """
         total, first, started = self.settings["steps"], self.step, hooks.clock()
+        every = self.settings["save_every"]
+        now = started
         self.policy.network.train()
         while self.step < total:
-            hooks.stop_if_cancelled()
+            if self.ranks.any(hooks.cancelled()):
+                raise Cancelled(CANCELLED)
             metrics = self._next()
-            pace_s = (hooks.clock() - started) / (self.step - first)
-            hooks.progress(
-                {
-                    "step": self.step,
-                    "total": total,
-                    "loss": metrics["loss"],
-                    "reward_desirable": metrics.get("reward_desirable", math.nan),
-                    "reward_undesirable": metrics.get("reward_undesirable", math.nan),
-                    "time_left_s": pace_s * (total - self.step),
-                }
-            )
+            before, now = now, hooks.clock()
+            self._draw(now - before)
+            pace_s = (now - started) / (self.step - first)
+            if self.ranks.first:
+                hooks.progress(
+                    {
+                        "step": self.step,
+                        "total": total,
+                        "loss": metrics["loss"],
+                        "reward_desirable": metrics.get("reward_desirable", math.nan),
+                        "reward_undesirable": metrics.get("reward_undesirable", math.nan),
+                        "time_left_s": pace_s * (total - self.step),
+                    }
+                )
+            if every and self.step % every == 0 and self.step < total:
+                self.log.keep()
+                keep()
         self.policy.network.eval()
         return {key: float(np.mean([m[key] for m in self.recent])) for key in self.recent[0]}
+
+    def _draw(self, taken_s: float) -> None:
+        """What TensorBoard shows of the last step besides its metrics: how much of the batch was of
+        each group, how fast it was, and now and then the samples' weights."""
+        drawn = np.bincount(self.group[self.batch], minlength=len(GROUPS)) / len(self.batch)
+        scalars = {f"share/{name}": share for name, share in zip(GROUPS, drawn, strict=True)}
+        if taken_s > 0:
+            scalars["samples_per_s"] = self.settings["batch_size"] / taken_s
+        wanted = self.step == 1 or self.step % HISTOGRAMS_EVERY == 0
+        self.log.draw(self.step, scalars, self.update.samples if wanted else {})
 
     def _next(self) -> dict[str, float]:
         """One optimizer step; its metrics."""
         settings = self.settings
         lr = settings["lr"] * rate(self.step, settings["steps"], settings["warmup"])
         self.step += 1
-        rows = next(self.sampler)
+        self.batch = self.sampler.whole()
         self.optimizer.zero_grad()
-        metrics = self.update.accumulate(rows)
+        metrics = self.update.accumulate(self.batch)
+        self.ranks.sum_gradients(p for group in self.parameters for p in group)
         limit = settings["max_grad_norm"]
         norm = math.hypot(
             *(float(torch.nn.utils.clip_grad_norm_(group, limit)) for group in self.parameters)
@@ -122,8 +150,8 @@ class Training:
             raise Diverged(
                 f"Loss {metrics['loss']:g} and gradient {norm:g} at step {self.step}. Training "
                 "stopped and no checkpoint was written. The batch was: "
-                f"{self.update.table.names(rows)}. Look at these episodes, or use a lower learning "
-                "rate."
+                f"{self.update.table.names(self.batch)}. Look at these episodes, or use a lower "
+                "learning rate."
             )
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -165,7 +193,7 @@ class Training:
         self.log.notes[:] = state["notes"]
 
 
-def _warn_of_runaway(step: int, recent: deque[dict], actions: int, log: RunLog) -> None:
+def _warn_of_runaway(step: int, recent: deque[dict], actions: int, log: Notes) -> None:
     """Note once where the log-ratio of undesirable actions, each of so many, runs away; the metric
     ``runaway`` is 1 from that step on, 0 before."""
     ratios = np.array([m["reward_undesirable"] for m in recent])

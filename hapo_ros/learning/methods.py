@@ -64,8 +64,12 @@ class Setting:
 
 COMMON = {
     "steps": Setting(1000, int, "Optimizer steps.", low=1),
-    "batch_size": Setting(32, int, "Samples of an effective batch; of tpo takeovers.", low=1),
-    "micro_batch": Setting(None, int, "Samples of one pass; none: all.", low=1, none=True),
+    "batch_size": Setting(
+        32, int, "Samples of an effective batch, over all ranks; of tpo takeovers.", low=1
+    ),
+    "micro_batch": Setting(
+        None, int, "Samples of one pass of a rank; none: all.", low=1, none=True
+    ),
     "lr": Setting(5e-5, float, "Highest learning rate.", low=0, above=True),
     "warmup": Setting(10, int, "Steps to the highest learning rate; cosine after.", low=0),
     "weight_decay": Setting(0.0, float, "Of AdamW.", low=0),
@@ -73,6 +77,18 @@ COMMON = {
     "parameters": Setting("lora", str, "What is trained.", choices=("lora", "full")),
     "lora_rank": Setting(32, int, "Rank of the adapter.", low=1),
     "lora_alpha": Setting(16, int, "Scale of the adapter, over its rank.", low=1),
+    "precision": Setting(
+        "float32",
+        str,
+        "Of the network's arithmetic; weights and losses are float32.",
+        choices=("float32", "bfloat16"),
+    ),
+    "activation_checkpointing": Setting(
+        False, bool, "Compute activations twice instead of keeping them: less memory, more time."
+    ),
+    "save_every": Setting(
+        200, int, "Steps between states that a killed run is resumed from; 0: none.", low=0
+    ),
     "seed": Setting(0, int, "Of batches, partners, noise and initial weights.", low=0),
     "k": Setting(10, int, "Control steps before a takeover that are undesirable.", low=0),
     "accept_recovered": Setting(

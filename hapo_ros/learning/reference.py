@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from hapo_ros.learning.draws import Draws
+from hapo_ros.learning.parallel import Ranks
+from hapo_ros.learning.precision import autocast
 from hapo_ros.learning.table import StepTable
 
 
@@ -76,20 +78,27 @@ def compute(
     draws: Draws,
     batch_size: int = 64,
     stop=lambda: None,
+    ranks: Ranks | None = None,
+    precision: str = "float32",
 ) -> Reference:
     """Reference log-probabilities of ``policy`` as it is now, without gradient.
 
     draws: what it is scored at, where it needs them. stop: called before each batch; raises where
-    it is to end. ValueError where steps have no partners.
+    it is to end. ranks: batches are divided among them. precision: of the network, that of
+    training. ValueError where steps have no partners.
     """
     import torch
 
+    ranks = ranks or Ranks()
     second_of = _second_actions(policy, table, second)
-    columns: dict[str, list[np.ndarray]] = {}
-    for start in range(0, len(table), batch_size):
+    batches = [
+        np.arange(start, min(start + batch_size, len(table)))
+        for start in range(0, len(table), batch_size)
+    ]
+    made = []
+    for rows in batches[ranks.rank :: ranks.size]:
         stop()
-        rows = np.arange(start, min(start + batch_size, len(table)))
-        with torch.no_grad():
+        with torch.no_grad(), autocast(policy, precision):
             batch = table.batch(rows)
             prefix = policy.forward_observation(batch)
             drawn = [draws.given(batch, rows, number) for number in range(draws.sets)]
@@ -100,10 +109,12 @@ def compute(
                 values["second_actions"], values["second_action_mask"] = chunk
                 others = [at.with_actions(*chunk) for at in drawn]
                 values["second_logps"], values["second_mask"] = _scores(policy, others, prefix)
-        for name, value in values.items():
-            columns.setdefault(name, []).append(value.cpu().numpy())
-    joined = {name: np.concatenate(column) for name, column in columns.items()}
-    return Reference(draws=draws, key=key_of(policy, table, second, draws), **joined)
+        made.append({name: value.cpu().numpy() for name, value in values.items()})
+    by_rank = ranks.gathered(made)
+    parts = [by_rank[i % ranks.size][i // ranks.size] for i in range(len(batches))]
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    key = key_of(policy, table, second, draws, precision)
+    return Reference(draws=draws, key=key, **joined)
 
 
 def _scores(policy, batches, prefix):
@@ -134,30 +145,57 @@ def _second_actions(policy, table: StepTable, second: Second | None):
     return perturbed
 
 
-def key_of(policy, table: StepTable, second: Second | None, draws: Draws) -> str:
-    """Hash of the reference policy's version, the table's content, the second actions and draws."""
+def key_of(
+    policy, table: StepTable, second: Second | None, draws: Draws, precision: str = "float32"
+) -> str:
+    """Hash of the reference policy's version and precision, the table's content, the second actions
+    and draws."""
     content = f"{policy.family} {policy.version} {table.fingerprint()} {second} {draws}"
+    if precision != "float32":
+        content += f" {precision}"
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
 def cached(
-    policy, table: StepTable, second: Second | None, draws: Draws, folder=None, **options
+    policy,
+    table: StepTable,
+    second: Second | None,
+    draws: Draws,
+    folder=None,
+    ranks: Ranks | None = None,
+    precision: str = "float32",
+    **options,
 ) -> Reference:
     """``compute``, kept in ``folder`` under its key for other runs; not kept without a folder.
 
-    A policy that is no saved checkpoint has no version and is never looked up.
+    A policy that is no saved checkpoint has no version and is never looked up. Rank 0 alone reads
+    and writes the folder.
     """
+    ranks = ranks or Ranks()
+    options |= {"ranks": ranks, "precision": precision}
     if folder is None or not policy.version:
         return compute(policy, table, second, draws, **options)
-    key = key_of(policy, table, second, draws)
+    key = key_of(policy, table, second, draws, precision)
     path = Path(folder) / f"reference-{key}.npz"
-    if path.is_file():
-        with np.load(path) as stored:
-            return Reference(**{name: stored[name] for name in stored.files}, draws=draws, key=key)
+    kept = ranks.from_first(lambda: _read(path, key, draws))
+    if kept is not None:
+        return kept
     reference = compute(policy, table, second, draws, **options)
+    if ranks.first:
+        _write(path, reference)
+    return reference
+
+
+def _read(path: Path, key: str, draws: Draws) -> Reference | None:
+    if not path.is_file():
+        return None
+    with np.load(path) as stored:
+        return Reference(**{name: stored[name] for name in stored.files}, draws=draws, key=key)
+
+
+def _write(path: Path, reference: Reference) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.writing.npz")
     arrays = {k: v for k, v in vars(reference).items() if isinstance(v, np.ndarray)}
     np.savez(temporary, **arrays)
     temporary.rename(path)
-    return reference

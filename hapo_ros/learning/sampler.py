@@ -97,7 +97,11 @@ class BalancedSampler:
 
     def __next__(self) -> np.ndarray:
         """(batch_size / world_size,) int64: this rank's part of the next effective batch."""
-        indices = self.effective(self.step)[self.rank :: self.world_size]
+        return self.whole()[self.rank :: self.world_size]
+
+    def whole(self) -> np.ndarray:
+        """(batch_size,) int64: the next effective batch, of all ranks."""
+        indices = self.effective(self.step)
         self.step += 1
         return indices
 

@@ -9,15 +9,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from functools import wraps
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from hapo_ros.learning import data, interrupted, methods, reference
+from hapo_ros.learning import data, interrupted, methods, precision, reference
 from hapo_ros.learning.cloning import Update
 from hapo_ros.learning.loop import Cancelled, Hooks, OutOfMemory, Training
-from hapo_ros.learning.runlog import RunLog, jsonable, last_folder, new_folder, software
+from hapo_ros.learning.parallel import Ranks
+from hapo_ros.learning.runlog import (
+    Notes,
+    RunLog,
+    jsonable,
+    last_folder,
+    new_folder,
+    software,
+)
 from hapo_ros.learning.sampler import BalancedSampler
 from hapo_ros.learning.table import GROUPS, TAKEOVER, StepTable
 from hapo_ros.learning.updates import OBJECTIVES
@@ -55,7 +64,19 @@ def _told_of_memory() -> Iterator[None]:
         ) from error
 
 
-@_told_of_memory()
+def _training(train):
+    """``train`` on several ranks, which end with one error, if any, and are told of memory."""
+
+    @wraps(train)
+    def on_all(*arguments, ranks: Ranks | None = None, **options) -> Trained:
+        ranks = ranks or Ranks()
+        with ranks.together(), _told_of_memory():
+            return train(*arguments, ranks=ranks, **options)
+
+    return on_all
+
+
+@_training
 def train_bc(
     source,
     settings: dict | None,
@@ -66,16 +87,20 @@ def train_bc(
     run_folder=None,
     device: str | None = None,
     resume: bool = False,
+    command: str = "",
+    ranks: Ranks,
 ) -> Trained:
     """Train a base policy by behaviour cloning of the demonstrations in ``source``.
 
     source: bag folders, or a StepTable. settings: overrides of method ``bc``. output: folder of
     the new checkpoint. run_folder: of the metrics, ``output`` with ".run" behind it by default.
     device: of torch; a GPU where there is one. resume: go on with the run of the same arguments
-    that was cancelled, in whose ``run_folder`` all is kept that it takes; on the CPU the checkpoint
-    is that of a run that was never cancelled, bit for bit. Raises ValueError for bad settings or
-    data or where there is no such run, FileExistsError where ``output`` exists, Cancelled,
-    Diverged, OutOfMemory.
+    that was cancelled or killed, from what is kept in its ``run_folder``; on the CPU the checkpoint
+    is that of a run that was never interrupted, bit for bit. command: that this was asked for by,
+    for the checkpoint's card. ranks: processes that make this same call, of ``parallel.started``;
+    this one alone where not given. Rank 0 writes, the others return the same. Raises ValueError for
+    bad settings or data or where there is no such run, FileExistsError where ``output`` exists,
+    Cancelled, Diverged, OutOfMemory, RankLost; what ends one rank ends all by the same error.
     """
     resolved = methods.resolve("bc", settings)
     _refuse_existing(output)
@@ -100,11 +125,13 @@ def train_bc(
         device=device,
         run_folder=run_folder,
         resume=resume,
+        command=command,
+        ranks=ranks,
         hooks=_hooks(progress, cancelled),
     )
 
 
-@_told_of_memory()
+@_training
 def optimize(
     source,
     base,
@@ -118,6 +145,8 @@ def optimize(
     reference_cache=None,
     device: str | None = None,
     resume: bool = False,
+    command: str = "",
+    ranks: Ranks,
 ) -> Trained:
     """Optimize the policy of checkpoint ``base`` on ``source`` by a method (method.md 1).
 
@@ -151,6 +180,8 @@ def optimize(
         device=device,
         run_folder=run_folder,
         resume=resume,
+        command=command,
+        ranks=ranks,
         hooks=_hooks(progress, cancelled),
     )
 
@@ -167,6 +198,8 @@ def _run(
     device,
     run_folder,
     resume: bool,
+    command: str,
+    ranks: Ranks,
     hooks: Hooks,
 ) -> Trained:
     output = Path(output)
@@ -177,24 +210,31 @@ def _run(
         "settings": settings,
         "episodes": [table.fingerprint(), *table.episodes],
     }
+    ranks.require_same({**identity, "software": software()})
     folder = run_folder or output.with_name(output.name + ".run")
     state = None
     if resume:
         folder = last_folder(folder)
-        state = interrupted.read(folder, identity)
+        state = ranks.from_first(lambda: interrupted.read(folder, identity))
     policy.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    sampler = _sampler(method, table, settings)
-    update = _update(method, policy, table, settings, reference_cache, hooks)
+    precision.prepare(policy, settings)
+    sampler = _sampler(method, table, settings, ranks)
+    update = _update(method, policy, table, settings, reference_cache, ranks, hooks)
     if not resume:
-        folder = new_folder(folder)
-    with RunLog(folder, state["step"] if state else 0) as log:
+        folder = ranks.from_first(lambda: new_folder(folder))
+    with RunLog(folder, state["step"] if state else 0) if ranks.first else Notes() as log:
         training = Training(policy, update, sampler, settings, log)
         if state:
             training.load_state_dict(state)
+
+        def keep() -> None:
+            if ranks.first:
+                interrupted.write(folder, identity, training.state_dict())
+
         try:
-            metrics = training.run(hooks)
+            metrics = training.run(hooks, keep)
         except Cancelled as error:
-            interrupted.write(folder, identity, training.state_dict())
+            keep()
             raise Cancelled(
                 f"{error} It had done {training.step} of {settings['steps']} steps; the same "
                 "command with --resume goes on from there."
@@ -203,12 +243,14 @@ def _run(
     provenance = jsonable(
         {
             "method": method,
+            "command": command,
             "settings": settings,
             "parent": parent,
             "parent_checkpoint": str(base or ""),
             "ancestors": checkpoint.lineage(base) if base else [],
             "k": table.k,
             "effective_batch": settings["batch_size"],
+            "ranks": ranks.size,
             "batch_composition": sampler.counts,
             "bags": table.episodes,
             "counts": table.counts,
@@ -219,26 +261,38 @@ def _run(
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
     )
-    version = checkpoint.save(policy, output, provenance)
-    interrupted.forget(folder)
-    return Trained(output, version, metrics, folder, notes, table.skipped)
+    policy.version = ranks.from_first(lambda: checkpoint.save(policy, output, provenance))
+    if ranks.first:
+        interrupted.forget(folder)
+    return Trained(output, policy.version, metrics, folder, notes, table.skipped)
 
 
 def _objective(method: str) -> type[Update]:
     return OBJECTIVES[methods.method(method).objective]
 
 
-def _update(method: str, policy, table, settings, reference_cache, hooks):
+def _update(method: str, policy, table, settings, reference_cache, ranks, hooks):
     """The objective's update. Whatever the reference needs is computed before anything is trained,
     from these very weights, and LoRA is added to them in place: there is one set of weights."""
     objective = _objective(method)
     inputs = [policy, table, settings]
     if objective.needs_reference:
-        given = policy, table, objective.second(settings), objective.draws(policy, settings)
-        inputs.append(reference.cached(*given, reference_cache, stop=hooks.stop_if_cancelled))
+        kept = reference.cached(
+            policy,
+            table,
+            objective.second(settings),
+            objective.draws(policy, settings),
+            reference_cache,
+            ranks,
+            settings["precision"],
+            stop=hooks.stop_if_cancelled,
+        )
+        inputs.append(kept)
     if settings["parameters"] == "lora":
         lora.add_lora(policy, settings["lora_rank"], settings["lora_alpha"], settings["seed"])
-    return objective(*inputs)
+    update = objective(*inputs)
+    update.ranks = ranks
+    return update
 
 
 def _imitable(method: str, table: StepTable, policy) -> StepTable:
@@ -273,7 +327,7 @@ def _ages(ancestors: list[dict]) -> dict[str, int]:
     return ages
 
 
-def _sampler(method: str, table: StepTable, settings: dict) -> BalancedSampler:
+def _sampler(method: str, table: StepTable, settings: dict, ranks: Ranks) -> BalancedSampler:
     drawn = _objective(method).drawn(table, settings)
     groups = {name: rows[drawn[rows]] for name, rows in table.groups.items()}
     fractions = settings["fractions"]
@@ -286,7 +340,9 @@ def _sampler(method: str, table: StepTable, settings: dict) -> BalancedSampler:
             settings["batch_size"],
             fractions,
             settings["seed"],
-            allow_missing=settings.get("allow_missing_group", False),
+            ranks.rank,
+            ranks.size,
+            settings.get("allow_missing_group", False),
         )
     except ValueError as error:
         if not table.counts.get("cut_chunk"):

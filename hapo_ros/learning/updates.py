@@ -11,6 +11,7 @@ import torch
 from hapo_ros.learning import objectives
 from hapo_ros.learning.cloning import Cloning, Habc, ImitDagger, ImitRecap, Sirius, Update, split
 from hapo_ros.learning.draws import Draws
+from hapo_ros.learning.precision import autocast
 from hapo_ros.learning.reference import Reference, Second
 from hapo_ros.learning.table import StepTable
 
@@ -22,7 +23,7 @@ class Preference(Update):
     was scored at (docs/flow.md).
 
     One of them says in ``_loss`` what its samples are worth, and in ``_totals`` which sums over
-    the effective batch it needs to know before.
+    the effective batch it needs to know before. Sums over the effective batch are over all ranks.
     """
 
     needs_reference = True
@@ -37,31 +38,38 @@ class Preference(Update):
         return Draws(policy, settings["seed"], settings["flow_samples"], settings["flow_sets"])
 
     def __init__(self, policy, table: StepTable, settings: dict, reference: Reference):
+        super().__init__()
         self.policy, self.table, self.settings = policy, table, settings
         self.reference = reference
         self.device = next(policy.network.parameters()).device
         self.desirable = torch.from_numpy(table.desirable)
 
-    def accumulate(self, rows) -> dict[str, float]:
+    def accumulate(self, batch) -> dict[str, float]:
         """One effective batch: the objective's metrics, ``preference_loss`` and ``bc_loss``."""
-        micros = split(rows, self.settings["micro_batch"])
-        totals = self._totals(micros) if len(micros) > 1 else None
-        desirable_count = max(1, int(self.desirable[rows].sum()))
+        micros = split(self.ranks.part(batch), self.settings["micro_batch"])
+        casting = autocast(self.policy, self.settings["precision"])
+        with casting:
+            totals = self._totals(micros) if len(micros) > 1 else None
+        desirable_count = max(1, int(self.desirable[batch].sum()))
         bc_weight = self.settings["bc_weight"]
-        parts, cloning = [], 0.0
+        parts, cloning = [], []
         for micro in micros:
-            loss, metrics, nll = self._loss(micro, totals)
-            loss = loss * len(micro) / len(rows)
+            with casting:
+                loss, metrics, nll = self._loss(micro, totals)
+            loss = loss * len(micro) / len(batch)
             if bc_weight:
                 nll = nll[self._desirable(micro)].sum() / desirable_count
                 loss = loss + bc_weight * nll
-                cloning += float(nll.detach())
+                cloning.append(nll.detach())
             loss.backward()
-            parts.append(metrics)
+            parts.append({name: value.cpu() for name, value in metrics.items()})
+        cloning = float(self.ranks.sum(sum(cloning))) if bc_weight else math.nan
+        parts = [part for own in self.ranks.gathered(parts) for part in own]
         metrics = {k: float(v) for k, v in objectives.merge_metrics(parts).items()}
         metrics["preference_loss"] = metrics["loss"]
-        metrics["bc_loss"] = cloning if bc_weight else math.nan
-        metrics["loss"] += bc_weight * cloning
+        metrics["bc_loss"] = cloning
+        if bc_weight:
+            metrics["loss"] += bc_weight * cloning
         self.updates += 1
         return metrics
 
@@ -117,12 +125,13 @@ class Kto(Preference):
 
     @torch.no_grad()
     def _totals(self, micros):
-        own = (self._own_totals(rows, *self._forward(rows)) for rows in micros)
-        return [sum(parts) for parts in zip(*own, strict=True)]
+        return self.ranks.sum(sum(self._own_totals(rows, *self._forward(rows)) for rows in micros))
 
     def _loss(self, rows, totals):
         scored, batch, prefix = self._forward(rows)
-        kl, *l1 = totals or self._own_totals(rows, scored, batch, prefix)
+        if totals is None:
+            totals = self.ranks.sum(self._own_totals(rows, scored, batch, prefix))
+        kl, *l1 = totals
         desirable = self._desirable(rows)
         loss, metrics = objectives.kto_loss(
             scored.logps,
@@ -148,13 +157,14 @@ class Kto(Preference):
 
     @torch.no_grad()
     def _own_totals(self, rows, scored, batch, prefix):
-        """What the rows add to the effective batch's sums: of z0 and, twice, of l1, (2,) each."""
+        """(3, 2) what the rows add to the effective batch's sums: of z0 and, twice, of l1."""
         kl = torch.zeros(2, device=self.device)
         if not self.settings["no_z0"]:
             other = self._score_second(batch, prefix, rows)
             reference = self._reference("second_logps", rows)
             kl = torch.stack(objectives.mismatched_kl(other.logps, reference, other.mask))
-        return kl, *objectives.l1_totals(scored.l1, self._desirable(rows), scored.decodable)
+        l1 = objectives.l1_totals(scored.l1, self._desirable(rows), scored.decodable)
+        return torch.stack([kl, *l1])
 
     def _weights(self, scored, desirable, l1_sum, l1_count):
         """(len(rows),) lambda; None: 1."""
@@ -163,6 +173,17 @@ class Kto(Preference):
 class Hapo(Kto):
     """Kto with adaptive weights: method.md 1.3, eqs. (4)-(6)."""
 
+    def accumulate(self, batch) -> dict[str, float]:
+        self._lambdas: list[torch.Tensor] = []
+        metrics = super().accumulate(batch)
+        if self._lambdas:
+            weights, desirable = self.ranks.join(torch.cat(self._lambdas)), self._desirable(batch)
+            self.samples = {
+                "lambda/desirable": weights[desirable],
+                "lambda/undesirable": weights[~desirable],
+            }
+        return metrics
+
     def _score(self, batch, prefix):
         generate = self.settings["l1_prediction"] == "generate"
         return self.policy.score(batch, prefix, generate=generate)
@@ -170,7 +191,7 @@ class Hapo(Kto):
     def _weights(self, scored, desirable, l1_sum, l1_count):
         if self.settings["no_reweighting"]:
             return None
-        return objectives.adaptive_weights(
+        weights = objectives.adaptive_weights(
             scored.l1,
             desirable,
             beta_d=self.settings["beta_d"],
@@ -181,6 +202,8 @@ class Hapo(Kto):
             l1_sum=l1_sum,
             l1_count=l1_count,
         )
+        self._lambdas.append(weights)
+        return weights
 
 
 class Dpo(Preference):

@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 CLIP = 10.0  # normalised numbers further out carry no more information than "far out"
 
@@ -105,6 +106,7 @@ class Observer(nn.Module):
         """To be called after a family's own tokens: the order decides what a seed gives."""
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
+        self.recompute = False  # keep a block's inputs and outputs alone for the backward pass
 
     def scale_weights(self, *embeddings: nn.Embedding) -> None:
         """Initial sizes of the words and other embeddings, and of what each block adds."""
@@ -141,7 +143,13 @@ class Observer(nn.Module):
             mask = mask & F.pad(there, (seen, 0), value=True)[:, None, None]
         cache = []
         for i, block in enumerate(self.blocks):
-            x, keys_values = block(x, mask, None if past is None else past[i])
+            inputs = x, mask, None if past is None else past[i]
+            if self.recompute and torch.is_grad_enabled():
+                x, keys_values = checkpoint(
+                    block, *inputs, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                x, keys_values = block(*inputs)
             cache.append(keys_values)
         return x, cache
 
@@ -172,7 +180,7 @@ class ActionTokens(Observer):
             x = torch.cat([start, x[:, 1:]], 1)
         x = x + (self.slots[first : first + x.shape[1]] if places is None else self.slots[places])
         x, prefix = self.attend(x, prefix)
-        return self.head(self.norm(x)), prefix
+        return self.head(self.norm(x)).float(), prefix  # also where the rest is bfloat16
 
 
 class ActionFlow(Observer):
@@ -208,4 +216,5 @@ class ActionFlow(Observer):
         waves = time[:, None] * self.frequencies
         waves = torch.cat([waves.sin(), waves.cos()], 1)[:, None].expand(-1, noisy.shape[1], -1)
         x = self.timed(torch.cat([self.noisy(noisy), waves.to(noisy)], -1)) + self.places
-        return self.head(self.norm(self.attend(x, prefix, causal=False, there=there)[0]))
+        x, _ = self.attend(x, prefix, causal=False, there=there)
+        return self.head(self.norm(x)).float()
