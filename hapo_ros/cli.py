@@ -326,7 +326,8 @@ def _print_episodes(found: dict) -> None:
     table.columns[0].no_wrap = True
     for episode in found["episodes"]:
         labels = episode["labels"]
-        marks = [mark for mark in ("recovered", "lossy") if episode[mark]]
+        marks = [mark for mark in ("recovered", "lossy", "excluded") if episode[mark]]
+        marks += ["reviewed"] if episode["review"] and not episode["excluded"] else []
         mark = f" ({', '.join(marks)})" if marks else ""
         table.add_row(
             episode["episode_id"],
@@ -354,6 +355,29 @@ def _print_episodes(found: dict) -> None:
             )
     for item in found["skipped"]:
         console.print(f"skipped: {item['reason']}", highlight=False, markup=False)
+
+
+def _review(arguments) -> int:
+    import time
+
+    from hapo_ros.review.server import run
+
+    with _stop_flag() as stopped:
+
+        def wait() -> None:
+            while not stopped():
+                time.sleep(0.2)
+
+        run(
+            arguments.bags,
+            arguments.checkpoints,
+            arguments.host,
+            arguments.port,
+            not arguments.no_browser,
+            wait,
+            lambda sentence: print(sentence, flush=True),
+        )
+    return EXIT_OK
 
 
 def _recover(arguments) -> int:
@@ -579,6 +603,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     info.add_argument(
         "--accept-recovered", action="store_true", help="show recovered and lossy ones too"
+    )
+
+    review = add(
+        "review",
+        _review,
+        "look at recorded episodes in a browser: labels, outcomes, notes, training",
+        "hapo review runs/bags",
+        as_json=False,
+    )
+    review.add_argument("bags", nargs="+", help="folders of episodes")
+    review.add_argument("--port", type=int, default=8777, help="0: any that is free")
+    review.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; with a token where others reach it",
+    )
+    review.add_argument("--no-browser", action="store_true", help="only print the address")
+    review.add_argument(
+        "--checkpoints",
+        default="runs/checkpoints",
+        help="folder of base checkpoints, and of what the page has trained",
     )
 
     recover = add(

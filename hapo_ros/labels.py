@@ -83,11 +83,17 @@ def takeover_windows(labels, k: int = DEFAULT_K) -> np.ndarray:
     return number
 
 
+def takeover_onsets(live) -> np.ndarray:
+    """Indices at which human segments of (T,) live labels begin; a hold does not split one."""
+    live = _live(live)
+    acted = np.flatnonzero(live != NONE)
+    human = live[acted] == HUMAN
+    return acted[human & ~np.r_[False, human][: len(human)]]
+
+
 def takeovers(live) -> int:
     """Number of human segments in (T,) live labels; a hold inside one does not split it."""
-    live = _live(live)
-    acted = live[live != NONE]
-    return int(np.count_nonzero((acted == HUMAN) & (np.r_[POLICY, acted[:-1]] != HUMAN)))
+    return len(takeover_onsets(live))
 
 
 def intervention_ratio(live) -> float:

@@ -31,7 +31,8 @@ def open_episodes(
 
     Returns (readers, skipped): every bag is in one of them. An episode is its id and its bag's
     hash; given again it is used once. What recovery or a full disk left, or lost too much, is used
-    only with ``accept_recovered``; a discarded episode only with ``accept_discarded`` (to show it).
+    only with ``accept_recovered``; a discarded or excluded episode only with ``accept_discarded``
+    (to show it).
     """
     if isinstance(paths, str | Path):
         paths = [paths]
@@ -40,8 +41,10 @@ def open_episodes(
     for folder in [folder for path in paths for folder in episode_folders(path)]:
         try:
             reader = EpisodeReader(folder, accept_recovered=accept_recovered)
-            if reader.result.outcome == "discarded" and not accept_discarded:
+            if reader.outcome == "discarded" and not accept_discarded:
                 raise BadEpisode("discarded", folder, reader.result.note)
+            if reader.excluded and not accept_discarded:
+                raise BadEpisode("excluded", folder, reader.review.note)
             first = readers.setdefault((reader.info.episode_id, reader.bag_hash), reader)
             if first is not reader:
                 raise BadEpisode("repeated", folder, f"({first.path})")
@@ -67,10 +70,12 @@ def episode_folders(path: str | Path) -> list[Path]:
 def describe(reader: EpisodeReader, k: int = label_rules.DEFAULT_K) -> dict:
     """What there is to say about an episode; plain numbers and strings.
 
-    labels: steps by name after relabelling with K. intervention_ratio: of the steps that were
-    executed, None for a demonstration. lost_steps: decided, with an observation not recorded.
+    labels: steps by name after relabelling with K and review. outcome: the reviewer's, or else as
+    recorded. intervention_ratio: who acted, whatever a review says, of the steps that were
+    executed; None for a demonstration. lost_steps: decided, with an observation not recorded.
+    review: None where there is none.
     """
-    info, result = reader.info, reader.result
+    info, result, review = reader.info, reader.result, reader.review
     deployment = info.source == "deployment"
     steps = reader.steps(k, images=False)
     return {
@@ -80,7 +85,8 @@ def describe(reader: EpisodeReader, k: int = label_rules.DEFAULT_K) -> dict:
         "instruction": info.instruction,
         "source": info.source,
         "seed": info.seed,
-        "outcome": result.outcome,
+        "outcome": reader.outcome,
+        "excluded": reader.excluded,
         "complete": result.complete,
         "recovered": result.recovered,
         "lossy": result.lossy,
@@ -92,11 +98,21 @@ def describe(reader: EpisodeReader, k: int = label_rules.DEFAULT_K) -> dict:
         "labels": label_rules.counts(reader.labels(k)),
         "takeovers": label_rules.takeovers(reader.live) if deployment else 0,
         "intervention_ratio": label_rules.intervention_ratio(reader.live) if deployment else None,
-        "policy_versions": sorted({step.policy_version for step in steps} - {""}),
+        "policy_versions": reader.policy_versions,
         "messages": reader.counts,
         "lost_messages": result.lost,
         "bag_hash": reader.bag_hash,
         "review_hash": reader.review_hash,
+        "review": {
+            "reviewed": review.reviewed,
+            "recorded_outcome": result.outcome,
+            "labelled_steps": int((review.overlay(len(reader.timeline)) >= 0).sum()),
+            "note": review.note,
+            "by": sorted({edit["by"] for edit in review.edits}),
+            "last": review.edits[-1]["at"],
+        }
+        if review.edits
+        else None,
     }
 
 
@@ -118,7 +134,8 @@ def summary(readers: list[EpisodeReader], k: int = label_rules.DEFAULT_K) -> dic
         "intervention_ratio": None if live is None else label_rules.intervention_ratio(live),
         "tasks": dict(Counter(reader.info.task for reader in readers)),
         "sources": dict(Counter(reader.info.source for reader in readers)),
-        "outcomes": dict(Counter(reader.result.outcome for reader in readers)),
+        "outcomes": dict(Counter(reader.outcome for reader in readers)),
+        "excluded": sum(reader.excluded for reader in readers),
         "policy_versions": sorted({reader.info.policy_version for reader in readers} - {""}),
     }
 

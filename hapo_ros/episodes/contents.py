@@ -31,6 +31,8 @@ REASONS = {
     "recovered": "The bag was recovered after a crash. Use it only with accept_recovered.",
     "lossy": "Too much was lost while recording. Use it only with accept_recovered.",
     "discarded": "The episode was discarded.",
+    "excluded": "A reviewer excluded the episode.",
+    "review": "The review beside the bag cannot be used, so neither is the bag.",
     "repeated": "The same episode was given before and is used once.",
 }
 IMAGE_TYPE = "sensor_msgs/msg/Image"

@@ -1,7 +1,8 @@
 """Reading one episode: its steps as they were decided and applied, and their labels.
 
 Joined by (episode_id, sequence) and by the stamps that the tick names, never by nearest time.
-Labels come about in this order: what the bag says (``live``), then the relabelling with K.
+Labels come about in this order: what the bag says (``live``), then the relabelling with K, then
+the review, which is final.
 """
 
 from pathlib import Path
@@ -11,12 +12,10 @@ import numpy as np
 from hapo_ros import labels as label_rules
 from hapo_ros import topics
 from hapo_ros.arbitration.types import Applied, Reason
-from hapo_ros.episodes import parsers
-from hapo_ros.episodes.contents import BadEpisode, load, messages, sha256
+from hapo_ros.episodes import parsers, reviews
+from hapo_ros.episodes.contents import BadEpisode, load, messages
 from hapo_ros.episodes.interfaces import from_cdr
 from hapo_ros.episodes.types import EpisodeInfo, EpisodeResult, Observation, Step, in_words
-
-REVIEW = "review.json"
 
 
 class EpisodeReader:
@@ -26,14 +25,17 @@ class EpisodeReader:
     A bag that was recovered, whose recording ended early or lost too much is refused without
     ``accept_recovered``.
 
-    Attributes: path, info, result, bag_hash (SHA-256 of the MCAP file), review_hash (of
-    review.json beside it, "" where there is none), counts (messages by topic), sequences (T,) int64
-    of the steps, live (T,) int64, lost_steps (decided ticks of which a message is missing).
+    Attributes: path, info, result, bag_hash (SHA-256 of the MCAP file), review (what people
+    decided since; None where ``use_review`` is false), counts (messages by topic), sequences (T,)
+    int64 of the steps, timeline (S,) int64 live labels of all control steps, live (T,) int64 of the
+    steps, lost_steps (decided ticks of which a message is missing).
 
     ``sequences`` rise, with a gap where a step's observation was lost. Raises BadEpisode.
     """
 
-    def __init__(self, path: str | Path, *, accept_recovered: bool = False):
+    def __init__(
+        self, path: str | Path, *, accept_recovered: bool = False, use_review: bool = True
+    ):
         self.path = Path(path)
         contents = self._contents = load(self.path)
         self.info: EpisodeInfo = contents.info
@@ -42,36 +44,52 @@ class EpisodeReader:
             raise BadEpisode("recovered", self.path, self.result.note)
         if not accept_recovered and not self.result.complete:
             raise BadEpisode("incomplete", self.path, self.result.note)
-        unused = self.result.outcome == "discarded"  # whatever was under way when it was
+        self.bag_hash = contents.bag_hash
+        self.review = self._read_review() if use_review else reviews.Review()
+        unused = self.outcome == "discarded"  # whatever was under way when it was
         if not accept_recovered and self.result.lossy and not unused:
             raise BadEpisode("lossy", self.path, f"({in_words(self.result.lost)})")
-        self.bag_hash = contents.bag_hash
-        review = self.path / REVIEW
-        self.review_hash = sha256(review) if review.is_file() else ""
         self.counts = dict(contents.counts)
         decided = contents.decisions
         if not decided:
             raise BadEpisode("no labels", self.path)
         if len({decision.action.size for decision in decided.values()}) > 1:
             raise BadEpisode("malformed", self.path, "Its actions differ in length.")
-        self._timeline = self._live_timeline()
-        whole = [s for s in range(len(self._timeline)) if self._is_whole(s)]
+        self.timeline = self._live_timeline()
+        whole = [s for s in range(len(self.timeline)) if self._is_whole(s)]
         self.sequences = np.array(whole, np.int64)
-        self.live = self._timeline[self.sequences]
+        self.live = self.timeline[self.sequences]
         self.lost_steps = len(decided.keys() - set(whole))
         if not whole:
             raise BadEpisode("no labels", self.path, "No step's observation is whole.")
 
+    @property
+    def outcome(self) -> str:
+        """success | failure | discarded: the reviewer's word, or else as recorded."""
+        return self.review.outcome or self.result.outcome
+
+    @property
+    def excluded(self) -> bool:
+        """Whether a reviewer took the episode out."""
+        return self.review.excluded
+
+    @property
+    def review_hash(self) -> str:
+        """SHA-256 of review.json beside the bag, "" where there is none."""
+        return self.review.hash
+
+    @property
+    def policy_versions(self) -> list[str]:
+        """Versions of the policies whose decisions the steps are."""
+        decided = (self._contents.decisions.get(s) for s in self.sequences.tolist())
+        return sorted({each.policy_version for each in decided if each is not None} - {""})
+
     def labels(self, k: int = label_rules.DEFAULT_K) -> np.ndarray:
-        """(T,) int64 c_t of the steps: the bag's, then relabelled with K (method.md 1.1).
+        """(T,) int64 c_t of the steps: the bag's, relabelled with K (method.md 1.1), reviewed.
 
         K counts control steps of the episode, those of lost observations included.
         """
-        if self.info.source == "demonstration":
-            timeline = label_rules.demonstration(self._timeline)
-        else:
-            timeline = label_rules.relabel(self._timeline, k)
-        return timeline[self.sequences]
+        return final_labels(self.timeline, self.info.source, k, self.review)[self.sequences]
 
     def steps(self, k: int = label_rules.DEFAULT_K, images: bool = True) -> list[Step]:
         """The T steps; without ``images`` their observations have none, and it is fast.
@@ -103,6 +121,40 @@ class EpisodeReader:
                 )
             )
         return steps
+
+    def tracks(self) -> dict[str, np.ndarray]:
+        """The T steps as arrays, for who wants to see them all and no observation.
+
+        stamp_ns (T,) int64; action, requested (T, D) float32, requested NaN on a hold; confidence
+        (T,) float32, NaN where no policy acted; success (T,) bool, the task's own predicate;
+        limited (T,) bool; reason (T,) uint8 of ``arbitration.types.Reason``.
+        """
+        contents, steps = self._contents, self.sequences.tolist()
+        actions = self._actions()[self.sequences]
+        requested = np.full_like(actions, np.nan)
+        limited, reason = np.zeros(len(steps), bool), np.zeros(len(steps), np.uint8)
+        for i, sequence in enumerate(steps):
+            if (decision := contents.decisions.get(sequence)) is not None:
+                limited[i], reason[i] = decision.limited, decision.reason
+                if decision.requested.size:
+                    requested[i] = decision.requested
+        return {
+            "stamp_ns": np.array([contents.ticks[s].stamp_ns for s in steps], np.int64),
+            "action": actions,
+            "requested": requested,
+            "confidence": self._confidences()[self.sequences].astype(np.float32),
+            "success": np.array([contents.ticks[s].success for s in steps], bool),
+            "limited": limited,
+            "reason": reason,
+        }
+
+    def _read_review(self) -> reviews.Review:
+        try:
+            review = reviews.read(self.path)
+            reviews.require_same_bag(review, self.bag_hash)
+        except reviews.ReviewError as error:
+            raise BadEpisode("review", self.path, str(error)) from error
+        return review
 
     def _live_timeline(self) -> np.ndarray:
         """(S,) live labels of every control step 0 .. last decided, NONE where not applied."""
@@ -155,7 +207,7 @@ class EpisodeReader:
         size = next(iter(decisions.values())).action.size
         names = list(self.info.action_space.get("names") or ())[:size]
         gripper = [i for i, name in enumerate(names) if "gripper" in str(name)]
-        actions = np.zeros((len(self._timeline), size), np.float32)
+        actions = np.zeros((len(self.timeline), size), np.float32)
         for sequence in range(len(actions)):
             if self._was_applied(sequence):
                 actions[sequence] = decisions[sequence].action
@@ -166,14 +218,14 @@ class EpisodeReader:
     def _confidences(self) -> np.ndarray:
         """(S,) confidence of the chunk, made under the step's epoch, that a policy step is from."""
         decisions = self._contents.decisions
-        confidences = np.full(len(self._timeline), np.nan)
+        confidences = np.full(len(self.timeline), np.nan)
         for command in self._contents.commands:
             end = min(command.sequence + len(command.actions), len(confidences))
             for sequence in range(command.sequence, end):
                 decision = decisions.get(sequence)
                 if decision is not None and decision.epoch == command.epoch:
                     confidences[sequence] = command.confidence
-        return np.where(self._timeline == label_rules.POLICY, confidences, np.nan)
+        return np.where(self.timeline == label_rules.POLICY, confidences, np.nan)
 
     def _observation(self, sequence: int, pictures: dict) -> Observation:
         states, seen = self._contents.states, dict(self._observed(sequence))
@@ -186,3 +238,12 @@ class EpisodeReader:
                 for camera in self.info.cameras
             }
         return observation
+
+
+def final_labels(timeline, source: str, k: int, review: reviews.Review) -> np.ndarray:
+    """(S,) int64 c_t of all control steps: recorded (``timeline``), relabelled with K, reviewed."""
+    if source == "demonstration":
+        labels = label_rules.demonstration(timeline)
+    else:
+        labels = label_rules.relabel(timeline, k)
+    return review.apply(labels)

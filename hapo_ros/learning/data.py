@@ -83,18 +83,16 @@ def from_readers(readers, *, k: int = labels.DEFAULT_K, **options) -> StepTable:
 
 
 def _read(reader, k: int, images: bool) -> Episode:
-    excluded = bool(getattr(reader, "excluded", False))
-    outcome = reader.result.outcome
-    unused = excluded or outcome == "discarded"
+    unused = reader.excluded or reader.outcome == "discarded"
     steps = [] if unused else reader.steps(k, images=images)
     return Episode(
         info=reader.info,
         steps=steps,
         bag_hash=reader.bag_hash,
-        outcome=outcome,
+        outcome=reader.outcome,
         unresolved=reader.result.unresolved,
         review_hash=reader.review_hash,
-        excluded=excluded,
+        excluded=reader.excluded,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from hapo_ros.episodes import EpisodeReader
-from hapo_ros.labels import HUMAN, NAMES, NONE, UNDESIRABLE
+from hapo_ros.labels import HUMAN, NAMES, NONE, UNDESIRABLE, takeover_onsets
 from hapo_ros.report import charts
 from hapo_ros.report.charts import line, rect, text
 from hapo_ros.report.markup import Html, element, percent
@@ -46,7 +46,7 @@ def choose(episodes: Sequence[dict], at_most: int = 3) -> list[tuple[dict, str]]
 
 def figure(reader: EpisodeReader, k: int, why: str) -> Html:
     """Film strip and timeline of an episode. Raises BadEpisode where an image is malformed."""
-    steps, onsets = reader.steps(k), takeover_onsets(reader.live)
+    steps, onsets = reader.steps(k), takeover_onsets(reader.live).tolist()
     info, labels = reader.info, reader.labels(k)
     shown = film_indices(len(steps), [*onsets, *_gone_wrong(labels)])
     seconds = np.array([step.stamp_ns - steps[0].stamp_ns for step in steps]) / 1e9
@@ -64,7 +64,7 @@ def figure(reader: EpisodeReader, k: int, why: str) -> Html:
     words = f"{why[0].upper()}{why[1:]}: {info.episode_id}"
     executed = np.count_nonzero(reader.live != NONE)
     facts = [
-        reader.result.outcome,
+        reader.outcome,
         f"{_count(len(steps), 'step')}, {seconds[-1]:.2f} s",
         _count(len(onsets), "takeover"),
         f"human {percent(np.count_nonzero(reader.live == HUMAN) / max(1, executed))}",
@@ -82,13 +82,6 @@ def figure(reader: EpisodeReader, k: int, why: str) -> Html:
         ),
         class_="episode",
     )
-
-
-def takeover_onsets(live: np.ndarray) -> list[int]:
-    """Indices of (T,) live labels at which a human segment begins; a hold does not split one."""
-    acted = np.flatnonzero(live != NONE)
-    human = live[acted] == HUMAN
-    return acted[human & ~np.r_[False, human[:-1]]].tolist()
 
 
 def film_indices(count: int, telling: Sequence[int], frames: int = FRAMES) -> list[int]:
