@@ -25,7 +25,7 @@ MIDDLE = """(() => {
     const found = document.querySelector(%s)?.getBoundingClientRect();
     return found?.width ? [found.x + found.width / 2, found.y + found.height / 2] : null;
 })()"""
-DEADLINE_S = 60.0
+DEADLINE_S = 100.0
 
 
 def chromium() -> str | None:

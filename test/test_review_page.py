@@ -20,6 +20,8 @@ from hapo_ros.review.server import serving
 if not chromium():
     pytest.skip("There is no Chromium on this machine.", allow_module_level=True)
 
+pytestmark = pytest.mark.timeout(400)  # the browser takes its time where much else runs
+
 ROWS = "document.querySelectorAll('.row')"
 READ = f"{ROWS}.length && !document.querySelector('.reading').textContent"
 READY = "document.querySelector('.episode-page')?.dataset.ready"

@@ -38,7 +38,7 @@ def record(root, episode_id, live, outcome="success", size=(8, 8), names=NAMES, 
         observation = Observation(
             images={name: rng.integers(0, 256, (*size, 3), np.uint8) for name in info.cameras},
             joint_positions=np.zeros(7),
-            eef_pose=np.zeros(7),
+            eef_pose=np.array([0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]),
             object_state=np.zeros(1) if info.object_state else None,
         )
         observed = messages.observation_messages(TYPES, observation, tick, info.object_state)

@@ -172,14 +172,16 @@ class FrameFile:
 
 def _unpacked(record: bytes) -> _Chunk:
     """Messages of a chunk's record. Raises ValueError or struct.error where it is none."""
-    opcode, _ = _RECORD.unpack_from(record)
+    opcode, length = _RECORD.unpack_from(record)
     _, _, size, crc, name_length = _CHUNK.unpack_from(record, _RECORD.size)
     if opcode != _CHUNK_OPCODE or size > MAX_CHUNK_BYTES or name_length > 16:
         raise ValueError(f"its index names a chunk of {size} bytes where none is")
     at = _RECORD.size + _CHUNK.size
     compression = record[at : at + name_length]
     (packed_size,) = struct.unpack_from("<Q", record, at + name_length)
-    data = record[at + name_length + 8 :][:packed_size]
+    data = record[at + name_length + 8 :]
+    if len(data) != packed_size or len(record) != length + _RECORD.size:
+        raise ValueError("a chunk's length is not what it says")
     if compression == b"zstd":
         try:
             if zstandard.frame_content_size(data) > MAX_CHUNK_BYTES:
