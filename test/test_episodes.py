@@ -415,15 +415,6 @@ def test_names_and_settings_that_yaml_or_json_may_twist_stay_what_they_are(tmp_p
     assert data["custom_data"]["episode_id"] == name
 
 
-def test_a_review_beside_the_bag_has_its_own_hash(tmp_path):
-    path = record(tmp_path)
-    assert EpisodeReader(path).review_hash == ""
-    (path / "review.json").write_text("{}")
-    reviewed = EpisodeReader(path)
-    assert len(reviewed.review_hash) == 64
-    assert reviewed.labels().tolist() == [P] * 6
-
-
 # Refusals and faults while writing
 
 

@@ -315,7 +315,9 @@ def test_readers_are_read_one_by_one_and_images_only_where_wanted():
 
         return SimpleNamespace(
             info=e.info,
-            result=SimpleNamespace(outcome=e.outcome, unresolved=e.unresolved),
+            result=SimpleNamespace(unresolved=e.unresolved),
+            outcome=e.outcome,
+            excluded=False,
             steps=steps,
             bag_hash=e.bag_hash,
             review_hash="r",

@@ -92,6 +92,13 @@ def test_a_reviewers_label_is_final_and_stays_when_k_is_changed(bag):
     assert digest(bag) == before
 
 
+def test_a_review_beside_the_bag_has_its_own_hash(bag):
+    assert EpisodeReader(bag).review_hash == ""
+    append(bag, {"kind": "note", "note": "ok"})
+    content = (bag / reviews.REVIEW).read_bytes()
+    assert EpisodeReader(bag).review_hash == hashlib.sha256(content).hexdigest()
+
+
 def test_what_nobody_executed_stays_none_whatever_a_reviewer_says(bag):
     append(bag, label(0, 25, "human"))
     expected = [N if live == N else H for live in CORRECTED]

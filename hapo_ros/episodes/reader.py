@@ -26,7 +26,7 @@ class EpisodeReader:
     ``accept_recovered``.
 
     Attributes: path, info, result, bag_hash (SHA-256 of the MCAP file), review (what people
-    decided since; None where ``use_review`` is false), counts (messages by topic), sequences (T,)
+    decided since; empty where ``use_review`` is false), counts (messages by topic), sequences (T,)
     int64 of the steps, timeline (S,) int64 live labels of all control steps, live (T,) int64 of the
     steps, lost_steps (decided ticks of which a message is missing).
 

@@ -1,17 +1,20 @@
 """The bags of some folders: which there are, what they hold, what was decided about them.
 
-Folders are looked at anew when the page asks; bags are read one after the other, in processes of
-their own, whatever the page waits for first. What the page names is a key of this index, so no
+Folders are looked at anew when the page asks; bags are read one after the other, in a process of
+its own, whatever the page waits for first. What the page names is a key of this index, so no
 path ever comes from it.
 """
 
 import hashlib
+import os
 import re
+import signal
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterable
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from multiprocessing import get_context
@@ -67,10 +70,10 @@ class Entry:
 class Index:
     """The bags at or directly under some folders. Thread-safe. Close it.
 
-    processes: how many read bags at a time. Raises ValueError where a folder is not there.
+    Raises ValueError where a folder is not there.
     """
 
-    def __init__(self, folders: Iterable[str | Path], processes: int = 1):
+    def __init__(self, folders: Iterable[str | Path]):
         self.folders = [Path(folder).resolve() for folder in folders]
         for folder in self.folders:
             if not folder.is_dir():
@@ -85,22 +88,21 @@ class Index:
         self._work = threading.Condition(self._lock)
         self._scanned_s = float("-inf")
         self._closed = False
-        self._processes = processes
         self._pool: ProcessPoolExecutor | None = None
+        self._pid = 0  # of the process that reads bags
         self.scan()
-        self._threads = [
-            threading.Thread(target=self._read_bags, daemon=True) for _ in range(processes)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._thread = threading.Thread(target=self._read_bags, daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
-        """End the reading processes."""
+        """End the process that reads bags, whatever it is at."""
         with self._lock:
             self._closed = True
             self._work.notify_all()
-        for thread in self._threads:
-            thread.join()
+            if self._pid:
+                with suppress(ProcessLookupError):
+                    os.kill(self._pid, signal.SIGTERM)
+        self._thread.join()
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
@@ -275,18 +277,19 @@ class Index:
         return next((e for e in unread if not e.reading), None)
 
     def _read(self, path: Path) -> Recorded | Broken:
-        with self._lock:
-            if self._pool is None:
-                self._pool = ProcessPoolExecutor(
-                    self._processes, get_context("spawn"), recorded.prepare
-                )
-            pool = self._pool
         try:
-            return pool.submit(recorded.read, path).result()
+            if self._pool is None:
+                self._pool = ProcessPoolExecutor(1, get_context("spawn"), recorded.prepare)
+                pid = self._pool.submit(os.getpid).result()
+                with self._lock:
+                    self._pid = pid
+            with self._lock:
+                if self._closed:
+                    return Broken("missing", f"{path}: Not read any more.")
+            return self._pool.submit(recorded.read, path).result()
         except BrokenExecutor:
             with self._lock:
-                if self._pool is pool:
-                    self._pool = None
+                self._pool, self._pid = None, 0
             return Broken("malformed", f"{path}: The process that read this bag died of it.")
         except Exception as error:  # nobody thought of it; the other bags are still to be read
             return Broken("malformed", f"{path}: Reading it failed ({error!r}). Report this.")
@@ -299,8 +302,9 @@ class Index:
         self._kept.move_to_end(entry.key)
         while sum(self._kept.values()) > TRACK_BYTES and len(self._kept) > 1:
             oldest, _ = self._kept.popitem(last=False)
-            if isinstance(old := self._entries[oldest].found, Recorded):
-                self._entries[oldest].found = replace(old, tracks=None)
+            other = self._entries.get(oldest)
+            if other is not None and isinstance(other.found, Recorded):
+                other.found = replace(other.found, tracks=None)
 
 
 def _holds_a_bag(folder: Path) -> bool:

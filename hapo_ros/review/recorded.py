@@ -5,6 +5,7 @@ A bag may be damaged or made to harm: that process is bounded in memory and may 
 
 import os
 import resource
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +53,7 @@ class Broken:
 
 def prepare() -> None:
     """What a reading process does first: yield to everyone else, and bound what it may take."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's, which ends this one
     os.nice(NICENESS)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
 
