@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -35,7 +36,7 @@ def page(tmp_path_factory):
     """Anna looks at some bags; the browser and the server are the same for all tests."""
     root = tmp_path_factory.mktemp("page")
     bags = root / "bags"
-    for name in ("20261126T100000_a", "20261126T100100_b", "20261126T100200_c"):
+    for name in ("20261126T100000_first", "20261126T100100_second", "20261126T100200_third"):
         record(bags, name, CORRECTED)
     record(bags, "20261126T100300_long", (P,) * 400 + (H,) * 200, size=(6, 8))
     broken = record(bags, "20261126T100400_broken", (P,) * 4)
@@ -128,10 +129,10 @@ def test_a_long_episode_is_scrubbed_played_and_stepped_through_with_the_right_im
 
 
 def test_what_is_relabelled_by_dragging_is_what_info_and_the_sampler_take(page, capsys):
-    anna, bag = page.anna, page.bags / "20261126T100000_a"
+    anna, bag = page.anna, page.bags / "20261126T100000_first"
     files = [file for file in bag.iterdir() if file.name != "review.json"]
     before = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-    open_episode(anna, "_a")
+    open_episode(anna, "_first")
     anna.drag(at_step(anna, 0), at_step(anna, 3))
     anna.wait("document.querySelector('.chooser')?.textContent.includes('4 steps')")
     anna.click(".chooser [data-label=undesirable]")
@@ -166,10 +167,10 @@ def test_of_two_people_the_second_sees_what_the_first_did_before_it_is_saved(pag
     ben.wait(READ)
     ben.evaluate("localStorage.setItem('hapo.reviewer', 'Ben')")
     ben.call("Page.reload")
-    open_episode(ben, "_b")
+    open_episode(ben, "_second")
     ben.call("Network.enable")  # his page is to hear of nothing by itself meanwhile
     ben.call("Network.setBlockedURLs", urls=["*/labels?*"])
-    open_episode(anna, "_b")
+    open_episode(anna, "_second")
     anna.press("x")
     anna.wait(f"{HISTORY} === 1")
     ben.press("n")
@@ -179,13 +180,13 @@ def test_of_two_people_the_second_sees_what_the_first_did_before_it_is_saved(pag
     assert ben.evaluate(HISTORY) == 1
     ben.click("#conflict button")
     ben.wait(f"{HISTORY} === 2 && !document.querySelector('#conflict')")
-    review = EpisodeReader(page.bags / "20261126T100100_b").review
+    review = EpisodeReader(page.bags / "20261126T100100_second").review
     assert [(e["by"], e["kind"]) for e in review.edits] == [("Anna", "exclude"), ("Ben", "outcome")]
 
 
 def test_reviewed_leads_to_the_next_and_the_dashboard_counts_it(page):
     anna = page.anna
-    key = open_episode(anna, "_c")
+    key = open_episode(anna, "_third")
     anna.press("c")
     for letter in "ok":
         anna.press(letter)
@@ -193,11 +194,13 @@ def test_reviewed_leads_to_the_next_and_the_dashboard_counts_it(page):
     anna.wait(f"{HISTORY} === 1")
     anna.press("Enter")
     anna.wait(f"location.hash !== '#e/{key}' && location.hash.startsWith('#e/')")
-    reader = EpisodeReader(page.bags / "20261126T100200_c")
+    reader = EpisodeReader(page.bags / "20261126T100200_third")
     assert reader.review.reviewed and reader.review.note == "ok"
     anna.evaluate("location.hash = 'dashboard'")
     anna.wait("document.querySelectorAll('.dashboard svg').length === 4")
-    assert "2 left" in anna.evaluate("document.querySelector('.dashboard').textContent")
+    readers, _ = open_episodes(page.bags, accept_discarded=True)
+    left = sum(not (reader.review.reviewed or reader.excluded) for reader in readers)
+    assert f"{left} left" in anna.evaluate("document.querySelector('.dashboard').textContent")
 
 
 def test_the_training_dialog_names_the_command(page):
@@ -206,7 +209,9 @@ def test_the_training_dialog_names_the_command(page):
     anna.wait("document.querySelector('dialog')?.open")
     anna.click("dialog footer .ghost")
     command = anna.wait("document.querySelector('dialog pre').textContent")
-    assert command.startswith("hapo optimize") and "_b " not in command and "_broken" not in command
+    used = {Path(word).name for word in command.split() if "/bags/" in word}
+    readers, _ = open_episodes(page.bags)
+    assert command.startswith("hapo optimize") and used == {reader.path.name for reader in readers}
     anna.press("Escape")
     anna.wait("!document.querySelector('dialog')")
 
