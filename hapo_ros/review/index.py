@@ -289,7 +289,8 @@ class Index:
             return self._pool.submit(recorded.read, path).result()
         except BrokenExecutor:
             with self._lock:
-                self._pool, self._pid = None, 0
+                pool, self._pool, self._pid = self._pool, None, 0
+            pool.shutdown()  # its own thread would trip over the end of this process
             return Broken("malformed", f"{path}: The process that read this bag died of it.")
         except Exception as error:  # nobody thought of it; the other bags are still to be read
             return Broken("malformed", f"{path}: Reading it failed ({error!r}). Report this.")
