@@ -53,6 +53,9 @@ def _expected() -> tuple[type[Exception], ...]:
     known += [WorkerError, GatewayError, DeviceLost]
     if "hapo_ros.learning.loop" in sys.modules:
         known += [sys.modules["hapo_ros.learning.loop"].NotTrained]
+    if "hapo_ros.episodes.formats" in sys.modules:
+        formats = sys.modules["hapo_ros.episodes.formats"]
+        known += [formats.BadSource, formats.NotInstalled]
     return tuple(known)
 
 
@@ -380,6 +383,56 @@ def _review(arguments) -> int:
     return EXIT_OK
 
 
+def _import(arguments) -> int:
+    from hapo_ros.episodes.formats import Options, import_episodes
+
+    options = Options(
+        task=arguments.task,
+        instruction=arguments.instruction,
+        source=arguments.kind,
+        robot=arguments.robot,
+    )
+    with progress("importing", 1, arguments.json) as advance:
+        summary = import_episodes(
+            arguments.format,
+            Path(arguments.source),
+            Path(arguments.output),
+            options,
+            lambda done, total: advance(done, total=total),
+        )
+    return _transferred(arguments, summary)
+
+
+def _export(arguments) -> int:
+    from hapo_ros.episodes.formats import Options, export_episodes
+
+    with progress("exporting", 1, arguments.json) as advance:
+        summary = export_episodes(
+            arguments.format,
+            arguments.bags,
+            Path(arguments.output),
+            Options(k=arguments.k, video=arguments.video),
+            arguments.accept_recovered,
+            lambda done, total: advance(done, total=total),
+        )
+    return _transferred(arguments, summary)
+
+
+def _transferred(arguments, summary) -> int:
+    if arguments.command == "import" and not summary.episodes:
+        raise ValueError(" ".join(["Nothing was imported.", *summary.skipped]))
+    _report(
+        arguments,
+        {
+            "output": str(summary.output.resolve()),
+            "episodes": summary.episodes,
+            "steps": summary.steps,
+            "skipped": summary.skipped,
+        },
+    )
+    return EXIT_LOSS if summary.skipped else EXIT_OK
+
+
 def _recover(arguments) -> int:
     from hapo_ros.episodes import RecoveryError, recover, unfinished
 
@@ -626,6 +679,52 @@ def _parser() -> argparse.ArgumentParser:
         help="folder of base checkpoints, and of what the page has trained",
     )
 
+    import_ = add(
+        "import",
+        _import,
+        "make bags of other recordings",
+        "hapo import robomimic lift.hdf5 --output runs/lift --instruction 'lift the cube'",
+    )
+    import_.formatter_class = argparse.RawDescriptionHelpFormatter
+    import_.description += "\n\nformats:\n" + _formats_help("reads")
+    import_.add_argument("format", choices=_formats("reads"), metavar="FORMAT", help="see above")
+    import_.add_argument("source", help="file or folder to read; it is not changed")
+    import_.add_argument("--output", required=True, help="folder of the episodes")
+    import_.add_argument("--task", default="", help="empty: as the source says")
+    import_.add_argument("--instruction", default="", help="empty: as the source or the task says")
+    import_.add_argument(
+        "--kind",
+        choices=("demonstration", "deployment"),
+        default="",
+        help="what the source's episodes are; by default deployments where it has labels",
+    )
+    import_.add_argument(
+        "--robot",
+        default="",
+        help="of rosbag: name or YAML file of the robot whose topics it holds",
+    )
+
+    export = add(
+        "export",
+        _export,
+        "write bags in another form, with labels as relabelled and reviewed",
+        "hapo export lerobot runs/bags --output runs/lerobot",
+    )
+    export.formatter_class = argparse.RawDescriptionHelpFormatter
+    export.description += "\n\nformats:\n" + _formats_help("writes")
+    export.add_argument("format", choices=_formats("writes"), metavar="FORMAT", help="see above")
+    export.add_argument("bags", nargs="+", help="episodes, or folders of episodes")
+    export.add_argument("--output", required=True, help="new file or folder")
+    export.add_argument(
+        "--k", type=int, default=10, help="steps before a takeover that are undesirable (10)"
+    )
+    export.add_argument(
+        "--video", action="store_true", help="of lerobot: images as video, smaller and lossy"
+    )
+    export.add_argument(
+        "--accept-recovered", action="store_true", help="recovered and lossy ones too"
+    )
+
     recover = add(
         "recover",
         _recover,
@@ -666,6 +765,18 @@ def _methods_help() -> str:
     from hapo_ros.learning.methods import METHODS
 
     return "\n".join(f"  {m.name:15}{m.text}" for m in METHODS.values() if m.name != "bc")
+
+
+def _formats(does: str) -> list[str]:
+    from hapo_ros.episodes.formats import FORMATS
+
+    return [each.name for each in FORMATS.values() if getattr(each, does)]
+
+
+def _formats_help(does: str) -> str:
+    from hapo_ros.episodes.formats import FORMATS
+
+    return "\n".join(f"  {name:11}{FORMATS[name].text}" for name in _formats(does))
 
 
 def _deploy_help() -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hapo_ros.doctor import GL_PACKAGES
+from hapo_ros.episodes.formats.robomimic import HAND_TO_SITE, product
 from hapo_ros.sim.environment import Disturbance, Simulation, action_space
 from hapo_ros.sim.rendering import _View
 from hapo_ros.sim.tasks import get_task
@@ -300,3 +301,12 @@ def test_a_simulation_that_nobody_closed_ends_without_a_word():
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+
+def test_the_hand_of_robosuite_turned_as_on_import_is_the_pose_that_is_observed(unseen):
+    """robomimic's files have the body's orientation; here it is the grip site's."""
+    pose = unseen.reset(3).eef_pose
+    env = unseen._env
+    wxyz = env.sim.data.get_body_xquat(env.robots[0].robot_model.eef_name["right"])
+    site = product(np.array(wxyz)[[1, 2, 3, 0]], HAND_TO_SITE)
+    assert abs(site @ pose[3:]) == pytest.approx(1.0, abs=1e-9)

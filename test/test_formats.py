@@ -1,0 +1,364 @@
+"""Other forms of episodes: what goes out comes back, and what is hostile is refused by name."""
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from hapo_ros import labels, topics
+from hapo_ros.arbitration import Applied, Authority, Decision, PolicyCommand, Reason, Tick
+from hapo_ros.cli import main
+from hapo_ros.episodes import EpisodeInfo, EpisodeReader, EpisodeWriter, Observation, messages
+from hapo_ros.episodes.formats import BadSource, Options, export_episodes, import_episodes
+from hapo_ros.sim.environment import action_space
+
+P, H, N = labels.POLICY, labels.HUMAN, labels.NONE
+TYPES = messages.bag_types()
+START_NS, PERIOD_NS = 1_700_000_000_000_000_000, 50_000_000
+CAMERAS = {"agentview": [6, 8], "wrist": [4, 4]}
+LIVE = {"a": (P, P, P, P, H, H, N, P), "b": (H,) * 5}
+
+
+def record(root: Path, name: str, live, lost=(), outcome="success") -> Path:
+    """A made-up episode; lost: sequences whose pose was not recorded."""
+    info = EpisodeInfo(
+        episode_id=name,
+        task="Lift",
+        instruction="lift the cube",
+        source="demonstration" if set(live) == {H} else "deployment",
+        seed=7,
+        policy_version="v1",
+        cameras=CAMERAS,
+        object_state=["cube_x", "cube_y"],
+        action_space=action_space(),
+        settings={"robot": "simulation"},
+        versions={"hapo_ros": "0.1.0"},
+    )
+    rng, epoch = np.random.default_rng(len(live)), 0
+    declared = topics.recorded(info.cameras, True)
+    with EpisodeWriter(root, info, declared, start_ns=START_NS) as writer:
+        for sequence in range(len(live) + 1):
+            at_ns = START_NS + sequence * PERIOD_NS + sequence  # no exact period
+            applied = Applied.APPLIED if sequence else Applied.NO_DECISION
+            tick = Tick(name, sequence, at_ns, sequence - 1, applied)
+            images = {c: rng.integers(0, 256, (*size, 3), np.uint8) for c, size in CAMERAS.items()}
+            seen = Observation(images, rng.normal(size=9), rng.normal(size=7), rng.normal(size=2))
+            built = messages.observation_messages(TYPES, seen, tick, info.object_state)
+            if sequence in lost:
+                del built[topics.EEF_POSE]
+            if sequence < len(live):
+                epoch += sequence > 0 and live[sequence] != live[sequence - 1]
+                action = rng.uniform(-1, 1, 7).astype(np.float32)
+                if live[sequence] == P:
+                    command = PolicyCommand(
+                        name, sequence, epoch, "v1", action[None], sequence / 16
+                    )
+                    built[topics.POLICY_ACTION] = messages.policy_action_message(
+                        TYPES, command, at_ns
+                    )
+                decision = Decision(
+                    *(name, sequence, action, action[:0] if live[sequence] == N else action * 2),
+                    *(live[sequence], Authority.POLICY, Reason.CAP_MOVED, epoch),
+                    policy_version="v1" if live[sequence] == P else "",
+                    limited=sequence % 2 == 0,
+                )
+                built[topics.EXECUTED_ACTION] = messages.executed_action_message(
+                    TYPES, decision, at_ns
+                )
+            for topic, message in built.items():
+                writer.write_message(topic, message, at_ns)
+        return writer.finish(writer.result(outcome, note="as it went"))
+
+
+@pytest.fixture(scope="module")
+def bags(tmp_path_factory) -> Path:
+    """A corrected deployment that failed and lost a human step's pose, and a demonstration."""
+    root = tmp_path_factory.mktemp("bags")
+    record(root, "a", LIVE["a"], lost=(5,), outcome="failure")
+    record(root, "b", LIVE["b"])
+    return root
+
+
+def refused(name, source, tmp_path, **options) -> BadSource:
+    """The error of a source that is refused as a whole; nothing is written."""
+    with pytest.raises(BadSource) as caught:
+        import_episodes(name, source, tmp_path / "out", Options(**options))
+    assert not (tmp_path / "out").exists()
+    return caught.value
+
+
+def skipped(name, source, tmp_path, **options) -> list[str]:
+    """Reasons of the episodes that were not taken; no trace of them is left."""
+    summary = import_episodes(name, source, tmp_path / "out", Options(**options))
+    left = {path.name for path in (tmp_path / "out").glob("*")} if summary.output.exists() else ()
+    assert len(left) == summary.episodes
+    return summary.reasons
+
+
+def assert_same(there: Path, back: Path, k: int = 2) -> None:
+    """Two bags of the same episode: every step, label and word; besides where it is from."""
+    first, second = EpisodeReader(there), EpisodeReader(back)
+    origin = second.info.settings.pop("imported")
+    assert origin["by"]["hapo_ros"]
+    assert second.info == first.info
+    assert second.result == first.result
+    assert second.timeline.tolist() == first.timeline.tolist()
+    assert second.labels(k).tolist() == first.labels(k).tolist()
+    for a, b in zip(first.steps(k), second.steps(k), strict=True):
+        assert a.observation.images.keys() == b.observation.images.keys()
+        for camera, image in a.observation.images.items():
+            assert np.array_equal(image, b.observation.images[camera])
+        for name in ("joint_positions", "eef_pose", "object_state"):
+            assert np.array_equal(getattr(a.observation, name), getattr(b.observation, name)), name
+        assert np.array_equal(a.action, b.action) and np.array_equal(a.requested, b.requested)
+        assert np.array_equal(a.confidence, b.confidence, equal_nan=True)
+        for name in (
+            "sequence",
+            "stamp_ns",
+            "live",
+            "label",
+            "policy_version",
+            "limited",
+            "reason",
+        ):
+            assert getattr(a, name) == getattr(b, name), name
+
+
+# robomimic
+
+
+@pytest.fixture(scope="module")
+def robomimic(bags, tmp_path_factory) -> Path:
+    """The bags, exported."""
+    output = tmp_path_factory.mktemp("robomimic") / "demo.hdf5"
+    summary = export_episodes("robomimic", [bags], output, Options(k=2))
+    assert (summary.episodes, summary.steps, summary.skipped) == (2, 12, [])
+    return output
+
+
+def robosuite_file(path: Path, demos=("demo_0",), length=3, **changes) -> Path:
+    """A file as robomimic's dataset_states_to_obs.py writes it; changes: of one demo's arrays,
+    None to leave one out."""
+    rng = np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        data.attrs["total"] = length * len(demos)
+        kwargs = {"robots": ["Panda"], "control_freq": 20, "reward_shaping": False}
+        kwargs["controller_configs"] = {"type": "OSC_POSE", "control_delta": True}
+        kwargs["controller_configs"]["output_max"] = [0.05] * 3 + [0.5] * 3
+        data.attrs["env_args"] = json.dumps(
+            {"env_name": "Square_D0", "type": 1, "env_kwargs": kwargs, "env_version": "1.4.1"}
+        )
+        for name in demos:
+            arrays = {
+                "actions": rng.uniform(-1, 1, (length, 7)),
+                "rewards": np.r_[np.zeros(length - 1), 1.0],
+                "dones": np.zeros(length, np.int64),
+                "states": rng.normal(size=(length, 20)),
+                "obs/agentview_image": rng.integers(0, 256, (length, 6, 8, 3), np.uint8),
+                "obs/robot0_eye_in_hand_image": rng.integers(0, 256, (length, 4, 4, 3), np.uint8),
+                "obs/robot0_joint_pos": rng.normal(size=(length, 7)),
+                "obs/robot0_gripper_qpos": rng.normal(size=(length, 2)),
+                "obs/robot0_eef_pos": rng.normal(size=(length, 3)),
+                "obs/robot0_eef_quat": np.tile([1.0, 0.0, 0.0, 0.0], (length, 1)),
+                "obs/object": rng.normal(size=(length, 14)),
+                "next_obs/object": rng.normal(size=(length, 14)),
+            } | changes
+            demo = data.create_group(name)
+            demo.attrs["num_samples"] = length
+            for key, array in arrays.items():
+                if array is not None:
+                    demo[key] = array
+    return path
+
+
+def test_what_went_to_robomimic_comes_back_as_it_was(bags, robomimic, tmp_path):
+    summary = import_episodes("robomimic", robomimic, tmp_path, Options())
+    assert (summary.episodes, summary.skipped) == (2, [])
+    for name in LIVE:
+        assert_same(bags / name, tmp_path / name)
+
+
+def test_a_robomimic_file_holds_what_its_own_tools_ask_for(bags, robomimic):
+    reader = EpisodeReader(bags / "a")
+    steps = reader.steps(2)
+    with h5py.File(robomimic) as file:
+        data, demo = file["data"], file["data/demo_0"]
+        assert data.attrs["total"] == 12
+        environment = json.loads(data.attrs["env_args"])
+        assert (environment["env_name"], environment["type"]) == ("Lift", 1)
+        assert demo.attrs["num_samples"] == len(steps) == 7
+        assert np.array_equal(demo["actions"], [step.action for step in steps])
+        assert demo["rewards"][:].tolist() == [0.0] * 7  # it failed
+        assert file["data/demo_1/rewards"][-1] == 1
+        assert demo["dones"][:].tolist() == [0] * 6 + [1]
+        assert demo["c_t"][:].tolist() == reader.labels(2).tolist() == [1, 1, 0, 0, 2, 3, 1]
+        assert demo["intervention"][:].tolist() == [live == H for live in reader.live]
+        wrist = demo["obs/robot0_eye_in_hand_image"]
+        assert np.array_equal(wrist[3], steps[3].observation.images["wrist"])
+        for key in ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object"):
+            assert len(demo[f"obs/{key}"]) == 7
+
+
+def test_a_file_of_robosuite_becomes_demonstrations_that_can_be_trained_from(tmp_path):
+    from hapo_ros.learning.data import from_readers
+
+    source = robosuite_file(tmp_path / "square.hdf5", ("demo_0", "demo_1", "demo_10", "demo_2"))
+    summary = import_episodes("robomimic", source, tmp_path / "out", Options())
+    assert (summary.episodes, summary.steps) == (4, 12)
+    reader = EpisodeReader(tmp_path / "out" / "square_demo_10")
+    info, step = reader.info, reader.steps()[2]
+    assert (info.task, info.source, info.instruction) == (
+        "Square_D0",
+        "demonstration",
+        "slide the square block onto the wooden stick",
+    )
+    assert info.action_space == action_space()
+    assert reader.result.outcome == "success"
+    assert reader.labels().tolist() == [P] * 3 and reader.live.tolist() == [H] * 3
+    assert step.stamp_ns == 2 * PERIOD_NS
+    with h5py.File(source) as file:
+        demo = file["data/demo_10"]
+        obs = demo["obs"]
+        assert np.array_equal(step.action, demo["actions"][2].astype(np.float32))
+        assert np.array_equal(step.observation.images["wrist"], obs["robot0_eye_in_hand_image"][2])
+        joints = np.r_[obs["robot0_joint_pos"][2], obs["robot0_gripper_qpos"][2]]
+        assert np.array_equal(step.observation.joint_positions, joints)
+        assert np.array_equal(step.observation.object_state, obs["object"][2])
+        assert np.array_equal(step.observation.eef_pose[:3], obs["robot0_eef_pos"][2])
+    # The hand points down; the grip site is turned by -90 degrees about the hand's z.
+    assert np.allclose(step.observation.eef_pose[3:], np.array([1, 1, 0, 0]) / np.sqrt(2))
+    table = from_readers([reader], object_state=False)
+    assert table.actions.shape == (3, 1, 7) and table.images["agentview"].shape == (3, 6, 8, 3)
+
+
+def test_options_say_what_the_file_does_not(tmp_path):
+    source = robosuite_file(tmp_path / "x.hdf5", rewards=np.zeros(3))
+    options = Options(task="Lift", instruction="take it", source="deployment")
+    import_episodes("robomimic", source, tmp_path / "out", options)
+    reader = EpisodeReader(tmp_path / "out" / "x_demo_0")
+    info = reader.info
+    assert (info.task, info.instruction, info.source) == ("Lift", "take it", "deployment")
+    assert reader.live.tolist() == [P] * 3 and reader.result.outcome == "failure"
+
+
+def test_hostile_hdf5_is_refused_by_name_and_nothing_is_written(tmp_path):
+    path = tmp_path / "x.hdf5"
+    path.write_bytes(b"no HDF5")
+    assert refused("robomimic", path, tmp_path).name == "format"
+    assert refused("robomimic", tmp_path / "none.hdf5", tmp_path).name == "missing"
+    robosuite_file(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 3])
+    assert refused("robomimic", path, tmp_path).name == "damaged"
+    with h5py.File(path, "w") as file:
+        file["other"] = [1]
+    assert refused("robomimic", path, tmp_path).name == "format"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"actions": None}, "malformed"),
+        ({"actions": np.full((3, 7), np.nan)}, "malformed"),
+        ({"actions": np.array([b"rm -rf /"] * 3)}, "malformed"),
+        ({"actions": np.zeros((0, 7))}, "malformed"),
+        ({"obs/agentview_image": np.zeros((3, 6, 8, 3), np.float32)}, "malformed"),
+        ({"obs/agentview_image": np.zeros((3, 6, 8), np.uint8)}, "malformed"),
+        ({"obs/agentview_image": np.zeros((2, 6, 8, 3), np.uint8)}, "malformed"),
+        ({"obs/agentview_image": h5py.ExternalLink("/etc/passwd", "/")}, "elsewhere"),
+        ({"obs/agentview_image": h5py.SoftLink("/data")}, "elsewhere"),
+        ({"obs": h5py.ExternalLink("other.hdf5", "/obs")}, "elsewhere"),
+    ],
+)
+def test_a_demonstration_that_lies_is_skipped_by_name_and_leaves_no_trace(
+    tmp_path, changes, reason
+):
+    if "obs" in changes:
+        keys = ("agentview_image", "robot0_eye_in_hand_image", "robot0_joint_pos", "object")
+        keys += ("robot0_gripper_qpos", "robot0_eef_pos", "robot0_eef_quat")
+        changes = {f"obs/{key}": None for key in keys} | changes
+    source = robosuite_file(tmp_path / "x.hdf5", **changes)
+    assert skipped("robomimic", source, tmp_path) == [reason]
+
+
+def test_lengths_that_no_episode_has_are_refused_before_anything_is_allocated(tmp_path):
+    source = robosuite_file(tmp_path / "x.hdf5", actions=None)
+    with h5py.File(source, "a") as file:
+        demo = file["data/demo_0"]
+        demo.create_dataset("actions", (1 << 40, 7), "f8", chunks=(1024, 7))
+    assert skipped("robomimic", source, tmp_path) == ["too large"]
+    source = robosuite_file(tmp_path / "x.hdf5", **{"obs/agentview_image": None})
+    with h5py.File(source, "a") as file:  # small enough, but nothing of it is there
+        file["data/demo_0/obs"].create_dataset(
+            "agentview_image", (3, 1024, 1024, 3), "u1", chunks=(1, 64, 64, 3)
+        )
+    assert skipped("robomimic", source, tmp_path) == ["too large"]
+
+
+def test_names_that_lead_out_of_the_folder_are_refused(bags, robomimic, tmp_path):
+    source = robosuite_file(tmp_path / "x.hdf5", ("demo_0", "..", ".hidden"))
+    assert skipped("robomimic", source, tmp_path) == ["name", "name"]
+    evil = tmp_path / "evil.hdf5"
+    evil.write_bytes(robomimic.read_bytes())
+    with h5py.File(evil, "a") as file:
+        demo = file["data/demo_0"]
+        own = json.loads(demo["hapo"][()].tobytes())
+        own["info"]["episode_id"] = "../../evil"
+        del demo["hapo"]
+        demo["hapo"] = np.frombuffer(json.dumps(own).encode(), np.uint8)
+        del file["data/demo_1/c_t_live"]
+    assert skipped("robomimic", evil, tmp_path / "2") == ["name", "malformed"]
+    assert not (tmp_path.parent / "evil").exists()
+
+
+def test_nothing_is_overwritten_and_an_import_that_was_interrupted_goes_on(robomimic, tmp_path):
+    import_episodes("robomimic", robomimic, tmp_path, Options())
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    again = import_episodes("robomimic", robomimic, tmp_path, Options())
+    assert again.reasons == ["taken", "taken"]
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_an_export_never_overwrites_and_leaves_nothing_half_done(bags, tmp_path, monkeypatch):
+    from hapo_ros.episodes.formats import robomimic as module
+
+    output = tmp_path / "x.hdf5"
+    monkeypatch.setattr(module, "_write_demo", None)
+    with pytest.raises(TypeError):
+        export_episodes("robomimic", [bags], output, Options())
+    assert not list(tmp_path.iterdir())
+    output.write_text("mine")
+    with pytest.raises(FileExistsError, match="overwritten"):
+        export_episodes("robomimic", [bags], output, Options())
+    assert output.read_text() == "mine"
+    with pytest.raises(ValueError, match=r"\.hdf5"):
+        export_episodes("robomimic", [bags], tmp_path / "folder", Options())
+
+
+def test_the_command_line_imports_and_exports(bags, tmp_path, capsys):
+    output = tmp_path / "demo.hdf5"
+    assert main(["export", "robomimic", str(bags), "--output", str(output), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["steps"] == 12
+    words = ["import", "robomimic", str(output), "--output", str(tmp_path / "in")]
+    assert main(words) == 0
+    assert "episodes: 2" in capsys.readouterr().out
+    assert main(words) == 1  # all of them are there
+    assert "nothing was overwritten" in capsys.readouterr().err
+    with h5py.File(output, "a") as file:
+        del file["data/demo_0/actions"]
+    assert (
+        main(["import", "robomimic", str(output), "--output", str(tmp_path / "3"), "--json"]) == 3
+    )
+    (sentence,) = json.loads(capsys.readouterr().out)["skipped"]
+    assert "demo_0" in sentence and "no actions" in sentence
+
+
+def test_without_the_library_a_sentence_says_how_to_get_it(
+    robomimic, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(__import__("sys").modules, "h5py", None)
+    assert main(["import", "robomimic", str(robomimic), "--output", str(tmp_path / "out")]) == 1
+    assert "pip install 'hapo_ros[formats]'" in capsys.readouterr().err
