@@ -1,10 +1,13 @@
 """Other forms of episodes: what goes out comes back, and what is hostile is refused by name."""
 
 import json
+import shutil
 from pathlib import Path
 
 import h5py
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from hapo_ros import labels, topics
@@ -362,3 +365,179 @@ def test_without_the_library_a_sentence_says_how_to_get_it(
     monkeypatch.setitem(__import__("sys").modules, "h5py", None)
     assert main(["import", "robomimic", str(robomimic), "--output", str(tmp_path / "out")]) == 1
     assert "pip install 'hapo_ros[formats]'" in capsys.readouterr().err
+
+
+# LeRobot
+
+
+@pytest.fixture(scope="module")
+def lerobot(bags, tmp_path_factory) -> Path:
+    """The bags, exported with images in Parquet."""
+    output = tmp_path_factory.mktemp("lerobot") / "set"
+    assert export_episodes("lerobot", [bags], output, Options(k=2)).steps == 12
+    return output
+
+
+@pytest.fixture
+def copy(lerobot, tmp_path) -> Path:
+    """A copy of it to be spoilt."""
+    return Path(shutil.copytree(lerobot, tmp_path / "copy"))
+
+
+def edit_info(source: Path, **changes) -> None:
+    path = source / "meta" / "info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_episodes(source: Path, drop=(), **changes) -> None:
+    """Columns of meta/episodes left out or made the same for all."""
+    path = source / "meta" / "episodes" / "chunk-000" / "file-000.parquet"
+    rows = pq.read_table(path).to_pylist()
+    rows = [{k: v for k, v in row.items() if k not in drop} | changes for row in rows]
+    pq.write_table(pa.Table.from_pylist(rows), path)
+
+
+def test_what_went_to_lerobot_comes_back_as_it_was(bags, lerobot, tmp_path):
+    summary = import_episodes("lerobot", lerobot, tmp_path, Options())
+    assert (summary.episodes, summary.skipped) == (2, [])
+    for name in LIVE:
+        assert_same(bags / name, tmp_path / name)
+
+
+def test_a_lerobot_data_set_holds_what_lerobot_asks_for(bags, lerobot):
+    """The files, columns and types of lerobot 0.4 to 0.6 (docs/formats.md: loaded with it)."""
+    info = json.loads((lerobot / "meta/info.json").read_text())
+    assert (info["codebase_version"], info["fps"], info["total_frames"]) == ("v3.0", 20, 12)
+    features = info["features"]
+    assert features["action"] == {
+        "dtype": "float32",
+        "shape": [7],
+        "names": ["x", "y", "z", "roll", "pitch", "yaw", "gripper"],
+    }
+    table = pq.read_table(lerobot / "data/chunk-000/file-000.parquet")
+    assert set(table.column_names) == set(features)
+    assert table["index"].to_pylist() == list(range(12))
+    assert table["frame_index"].to_pylist() == [*range(7), *range(5)]
+    assert np.allclose(table["timestamp"].to_numpy(), np.array([*range(7), *range(5)]) / 20)
+    assert table["c_t"].to_pylist() == [1, 1, 0, 0, 2, 3, 1] + [1] * 5
+    assert table["intervention"].to_pylist() == [False] * 4 + [True] + [False] * 2 + [True] * 5
+    assert table["next.success"].to_pylist() == [False] * 11 + [True]  # the first one failed
+    assert table.schema.field("action").type == pa.list_(pa.float32(), 7)
+    episodes = pq.read_table(lerobot / "meta/episodes/chunk-000/file-000.parquet").to_pylist()
+    assert [row["length"] for row in episodes] == [7, 5]
+    assert [row["outcome"] for row in episodes] == ["failure", "success"]
+    assert episodes[1]["dataset_from_index"] == 7 and episodes[1]["tasks"] == ["lift the cube"]
+    statistics = json.loads((lerobot / "meta/stats.json").read_text())
+    assert statistics.keys() == features.keys()
+    actions = np.stack(table["action"].to_pylist())
+    assert np.allclose(statistics["action"]["mean"], actions.mean(0))
+    assert np.shape(statistics["observation.images.wrist"]["std"]) == (3, 1, 1)
+    tasks = pq.read_table(lerobot / "meta/tasks.parquet")
+    assert json.loads(tasks.schema.metadata[b"pandas"])["index_columns"] == ["__index_level_0__"]
+
+
+def test_video_is_smaller_and_not_the_same_but_everything_else_is(bags, tmp_path):
+    output = tmp_path / "set"
+    export_episodes("lerobot", [bags], output, Options(k=2, video=True))
+    assert len(list(output.glob("videos/*/*/*.mp4"))) == 4
+    import_episodes("lerobot", output, tmp_path / "back", Options())
+    first, second = EpisodeReader(bags / "a").steps(2), EpisodeReader(tmp_path / "back/a").steps(2)
+    assert [step.label for step in first] == [step.label for step in second]
+    assert [step.stamp_ns for step in first] == [step.stamp_ns for step in second]
+    image, other = (s[2].observation.images["agentview"] for s in (first, second))
+    assert image.shape == other.shape
+    there = np.stack([step.observation.images["agentview"] for step in second]).astype(float)
+    errors = [
+        np.abs(there - step.observation.images["agentview"]).mean((1, 2, 3)) for step in first
+    ]
+    assert np.argmin(errors, axis=1).tolist() == list(range(7))  # lossy, but the right ones
+
+
+def test_a_data_set_of_others_becomes_episodes_with_their_labels_and_tasks(copy, tmp_path):
+    edit_episodes(copy, drop=("hapo",))
+    summary = import_episodes("lerobot", copy, tmp_path / "out", Options(task="Lift"))
+    assert (summary.episodes, summary.skipped) == (2, [])
+    reader = EpisodeReader(tmp_path / "out" / "copy_episode_0")
+    assert (reader.info.source, reader.info.instruction) == ("deployment", "lift the cube")
+    assert reader.live.tolist() == [P, P, P, P, H, P, P]
+    assert reader.result.outcome == "failure"
+    assert reader.info.cameras == CAMERAS and reader.info.object_state == ["cube_x", "cube_y"]
+    assert reader.info.action_space["names"] == action_space()["names"]
+    step = reader.steps()[1]
+    assert step.observation.joint_positions.shape == (16,) and step.stamp_ns == PERIOD_NS
+    features = json.loads((copy / "meta/info.json").read_text())["features"]
+    for name in ("intervention", "next.success"):
+        del features[name]
+    edit_info(copy, features=features)
+    import_episodes("lerobot", copy, tmp_path / "demos", Options())
+    reader = EpisodeReader(tmp_path / "demos" / "copy_episode_0")
+    assert (reader.info.source, reader.result.outcome) == ("demonstration", "success")
+    assert reader.labels().tolist() == [P] * 7
+
+
+def test_episodes_of_two_kinds_do_not_fit_into_one_data_set(bags, tmp_path):
+    robosuite = robosuite_file(tmp_path / "x.hdf5")
+    import_episodes("robomimic", robosuite, tmp_path / "in", Options())
+    with pytest.raises(ValueError, match="of one kind"):
+        export_episodes("lerobot", [bags, tmp_path / "in"], tmp_path / "out", Options())
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_folder_that_is_no_data_set_is_refused_by_name(copy, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert refused("lerobot", tmp_path / "empty", tmp_path).name == "format"
+    edit_info(copy, codebase_version="v2.1")
+    assert "convert_dataset_v21_to_v30" in str(refused("lerobot", copy, tmp_path))
+    edit_info(copy, codebase_version="v3.0", data_path="../../{chunk_index.__class__}")
+    assert refused("lerobot", copy, tmp_path).name == "elsewhere"
+    edit_info(copy, data_path=None)
+    assert refused("lerobot", copy, tmp_path).name == "elsewhere"
+    (copy / "meta/info.json").write_text("[" * 100_000)
+    assert refused("lerobot", copy, tmp_path).name == "malformed"
+
+
+def test_features_whose_names_lead_elsewhere_are_refused(copy, tmp_path):
+    features = json.loads((copy / "meta/info.json").read_text())["features"]
+    evil = {"dtype": "video", "shape": [4, 4, 3]}
+    edit_info(copy, features=features | {"observation.images.../../../x": evil})
+    assert refused("lerobot", copy, tmp_path).name == "name"
+
+
+@pytest.mark.parametrize("where", ["data", "meta/episodes"])
+def test_a_truncated_parquet_file_is_called_damaged(copy, tmp_path, where):
+    path = copy / where / "chunk-000" / "file-000.parquet"
+    path.write_bytes(path.read_bytes()[:-100])
+    if where == "data":
+        assert skipped("lerobot", copy, tmp_path) == ["damaged"] * 2
+    else:
+        assert refused("lerobot", copy, tmp_path).name == "damaged"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"length": 10**12}, "malformed"),
+        ({"length": "seven"}, "malformed"),
+        ({"data/file_index": 10**9}, "missing"),
+        ({"data/file_index": -1}, "missing"),
+        ({"hapo": "{}"}, "malformed"),
+        ({"hapo": "[" * 100_000}, "malformed"),
+    ],
+)
+def test_an_episode_that_lies_is_skipped_by_name(copy, tmp_path, changes, reason):
+    edit_episodes(copy, **changes)
+    assert skipped("lerobot", copy, tmp_path) == [reason] * 2
+
+
+def test_images_as_paths_are_never_opened_and_broken_ones_are_damaged(copy, tmp_path):
+    path = copy / "data/chunk-000/file-000.parquet"
+    table = pq.read_table(path)
+    key = "observation.images.wrist"
+    for cell, reason in (
+        ({"bytes": None, "path": "/etc/passwd"}, "elsewhere"),
+        ({"bytes": b"GIF89a", "path": None}, "damaged"),
+    ):
+        column = pa.array([cell] * 12, table.schema.field(key).type)
+        pq.write_table(table.set_column(table.column_names.index(key), key, column), path)
+        assert skipped("lerobot", copy, tmp_path) == [reason] * 2

@@ -119,6 +119,17 @@ class Summary:
     reasons: list[str] = field(default_factory=list)  # names of REASONS, of what was skipped
 
 
+def json_of(text) -> dict:
+    """The JSON object in a text. Raises ValueError where there is none."""
+    try:
+        data = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("its JSON is nested too deeply") from error
+    if not isinstance(data, dict):
+        raise ValueError("it is no JSON object")
+    return data
+
+
 def instruction_for(task: str, options: Options) -> str:
     """The instruction asked for, the task's own where it is known, or the task's name in words."""
     if options.instruction:
@@ -236,9 +247,7 @@ def about(reader, steps: list[Step], k: int) -> str:
 
 def from_about(text, arrays: dict[str, np.ndarray], observations, actions) -> Recorded:
     """The episode of :func:`about` and :func:`columns`. Raises ValueError where they are not."""
-    data = json.loads(text)
-    if not isinstance(data, dict):
-        raise ValueError("what it says of the episode is no JSON object")
+    data = json_of(text)
     info, result = checked_info(data), checked_result(data)
     actions = np.asarray(actions, np.float32)
     length = len(actions)

@@ -113,12 +113,9 @@ def _foreign(source, demo, environment, observations, actions, options: Options)
 def _environment(data) -> dict:
     """``env_args``, as far as it is there."""
     try:
-        found = json.loads(hdf5.text_of(data.attrs.get("env_args", "")) or "{}")
-    except ValueError:
-        found = None
-    if not isinstance(found, dict):
-        raise BadSource("malformed", data.name, "(env_args is no JSON object)")
-    return found
+        return common.json_of(hdf5.text_of(data.attrs.get("env_args", "")) or "{}")
+    except ValueError as error:
+        raise BadSource("malformed", data.name, f"(env_args: {error})") from error
 
 
 def _action_space(kwargs: dict, size: int, control_hz: float) -> dict:

@@ -37,6 +37,7 @@ FORMATS = {
             writes=True,
             suffix=".hdf5",
         ),
+        Format("lerobot", "LeRobotDataset v3: a folder", writes=True),
     )
 }
 
