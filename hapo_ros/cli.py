@@ -53,8 +53,7 @@ def _expected() -> tuple[type[Exception], ...]:
     known += [WorkerError, GatewayError, DeviceLost]
     if "hapo_ros.learning.loop" in sys.modules:
         known += [sys.modules["hapo_ros.learning.loop"].NotTrained]
-    if "hapo_ros.episodes.formats" in sys.modules:
-        formats = sys.modules["hapo_ros.episodes.formats"]
+    if formats := sys.modules.get("hapo_ros.episodes.formats"):
         known += [formats.BadSource, formats.NotInstalled]
     return tuple(known)
 
@@ -390,6 +389,7 @@ def _import(arguments) -> int:
         task=arguments.task,
         instruction=arguments.instruction,
         source=arguments.kind,
+        outcome=arguments.outcome,
         robot=arguments.robot,
     )
     with progress("importing", 1, arguments.json) as advance:
@@ -431,6 +431,16 @@ def _transferred(arguments, summary) -> int:
         },
     )
     return EXIT_LOSS if summary.skipped else EXIT_OK
+
+
+def _view(arguments) -> int:
+    from hapo_ros.episodes import EpisodeReader
+    from hapo_ros.episodes.viewing import view
+
+    save = Path(arguments.save) if arguments.save else None
+    view(EpisodeReader(arguments.episode, accept_recovered=True), arguments.k, save)
+    print(f"Written: {save}" if save else "The viewer has it; it stays open.")
+    return EXIT_OK
 
 
 def _recover(arguments) -> int:
@@ -699,6 +709,12 @@ def _parser() -> argparse.ArgumentParser:
         help="what the source's episodes are; by default deployments where it has labels",
     )
     import_.add_argument(
+        "--outcome",
+        choices=("success", "failure"),
+        default="",
+        help="how they ended; by default as the source says",
+    )
+    import_.add_argument(
         "--robot",
         default="",
         help="of rosbag: name or YAML file of the robot whose topics it holds",
@@ -723,6 +739,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     export.add_argument(
         "--accept-recovered", action="store_true", help="recovered and lossy ones too"
+    )
+
+    view = add(
+        "view",
+        _view,
+        "open an episode in Rerun: images, actions, labels as a timeline of states",
+        "hapo view runs/bags/20260101T120000_Lift --save episode.rrd",
+        as_json=False,
+    )
+    view.add_argument("episode", help="its folder; recovered and discarded ones too")
+    view.add_argument("--save", help="new .rrd file, instead of opening the viewer")
+    view.add_argument(
+        "--k", type=int, default=10, help="steps before a takeover that are undesirable"
     )
 
     recover = add(

@@ -28,6 +28,6 @@ lock() { # output, extra uv arguments...
   rm -f "$held" "$output.new"
   echo "$output: $(grep -c == "$output") versions pinned"
 }
-lock constraints/pypi.txt --universal --python-version 3.10 requirements/{core,sim,dev,ros}.txt
+lock constraints/pypi.txt --universal --python-version 3.10 requirements/{core,sim,dev,ros,formats,view}.txt
 lock constraints/jazzy.txt --python-version 3.12 --python-platform x86_64-manylinux_2_28 \
-  requirements/{core,sim,dev}.txt
+  requirements/{core,sim,dev,formats}.txt # not view: rerun-sdk has no wheel for numpy 1.26 there

@@ -200,7 +200,8 @@ install_packages() {
   : >"$stamps/installing" # stays only if this is killed
   # robosuite goes alone: its requirement of mink holds numpy at 1.26, and nothing here uses mink.
   pip_install $torch_index -r requirements/core.txt -r requirements/sim.txt -r requirements/dev.txt \
-    -r requirements/ros.txt && pip_install --no-deps robosuite || status=$?
+    -r requirements/ros.txt -r requirements/formats.txt -r requirements/view.txt &&
+    pip_install --no-deps robosuite || status=$?
   rm "$stamps/installing"
   return $status
 }

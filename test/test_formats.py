@@ -9,12 +9,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rerun.chunk import RrdReader
+from rosbags.rosbag2 import StoragePlugin, Writer
+from rosbags.typesys import Stores, get_typestore
 
 from hapo_ros import labels, topics
 from hapo_ros.arbitration import Applied, Authority, Decision, PolicyCommand, Reason, Tick
 from hapo_ros.cli import main
 from hapo_ros.episodes import EpisodeInfo, EpisodeReader, EpisodeWriter, Observation, messages
 from hapo_ros.episodes.formats import BadSource, Options, export_episodes, import_episodes
+from hapo_ros.resources import resource
 from hapo_ros.sim.environment import action_space
 
 P, H, N = labels.POLICY, labels.HUMAN, labels.NONE
@@ -541,3 +545,261 @@ def test_images_as_paths_are_never_opened_and_broken_ones_are_damaged(copy, tmp_
         column = pa.array([cell] * 12, table.schema.field(key).type)
         pq.write_table(table.set_column(table.column_names.index(key), key, column), path)
         assert skipped("lerobot", copy, tmp_path) == [reason] * 2
+
+
+# The APO authors'
+
+
+def apo_interaction(path: Path, codes=(2, 2, 0, 1, 1, 2), drop=(), **changes) -> Path:
+    """A file as their code reads it; changes: of the arrays of every step; drop: steps left out."""
+    with h5py.File(path, "w") as file:
+        data = file.create_group("data")
+        data["task_description"] = "make_coffee"
+        for t, code in enumerate(codes):
+            if t not in drop:
+                step = data.create_group(f"timestep_{t}")
+                step["action"] = np.full(7, t / 10)
+                step["third_obs"] = np.full((6, 8, 3), t, np.uint8)
+                step["is_human"] = code
+                for name, value in changes.items():
+                    del step[name]
+                    if value is not None:
+                        step[name] = value
+    return path
+
+
+def test_an_interaction_of_apo_comes_with_its_codes_translated(tmp_path):
+    import_episodes("apo", apo_interaction(tmp_path / "x 1.hdf5"), tmp_path / "out", Options())
+    reader = EpisodeReader(tmp_path / "out" / "x_1")
+    assert reader.live.tolist() == [P, P, N, H, H, P]
+    assert reader.labels(2).tolist() == [P, 0, N, H, H, P]
+    info = reader.info
+    assert (info.source, info.task, info.instruction) == (
+        "deployment",
+        "make_coffee",
+        "make coffee",
+    )
+    assert "does not say how it ended" in reader.result.note
+    steps = reader.steps()
+    assert np.allclose([step.action for step in steps], np.arange(6)[:, None] / 10)
+    assert steps[4].observation.images["agentview"].max() == 4
+
+
+def test_demonstrations_of_apo_are_demonstrations(tmp_path):
+    path = tmp_path / "stack_three_d0.hdf5"
+    with h5py.File(path, "w") as file:
+        for demo in ("demo_0", "demo_1"):
+            for t in range(3):
+                file[f"{demo}/timestep_{t}/action"] = np.zeros(7)
+                file[f"{demo}/timestep_{t}/third_obs"] = np.zeros((6, 8, 3), np.uint8)
+    assert import_episodes("apo", path, tmp_path / "out", Options()).episodes == 2
+    reader = EpisodeReader(tmp_path / "out" / "stack_three_d0_demo_1")
+    assert reader.info.source == "demonstration" and reader.labels().tolist() == [P] * 3
+    assert reader.info.instruction.startswith("stack the blocks in the order")
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"codes": (2, 7)}, "malformed"),
+        ({"drop": (1,)}, "malformed"),
+        ({"is_human": None}, "malformed"),
+        ({"action": None}, "malformed"),
+        ({"action": np.full(7, np.inf)}, "malformed"),
+        ({"third_obs": h5py.ExternalLink("/etc/passwd", "/")}, "elsewhere"),
+    ],
+)
+def test_an_interaction_that_lies_is_skipped_by_name(tmp_path, changes, reason):
+    assert skipped("apo", apo_interaction(tmp_path / "x.hdf5", **changes), tmp_path) == [reason]
+
+
+# Plain bags
+
+ROBOT = """
+frames: {base: base, tool: tool}
+control_period_s: 0.05
+scales: {linear_m_s: 0.5, angular_rad_s: 1.0}
+limits: {linear_m_s: 0.5, angular_rad_s: 1.0}
+cameras: {front: {topic: /camera/image, size: [6, 8], rate_hz: 20, tolerance_s: 0.09}}
+joint_states: [{topic: /joint_states, joints: [j1, finger]}]
+pose: {source: topic, topic: /pose}
+servo: {topic: /servo/twist, units: speed_units}
+gripper: {kind: float64_multi_array, topic: /gripper, joints: [finger], open: 0.04, closed: 0.0}
+"""
+
+
+def plain_bag(path: Path, storage="mcap") -> Path:
+    """One second as `ros2 bag record` would have it; camera gone from 0.3 to 0.5 s, commands only
+    from 0.2 to 0.8 s, the gripper closed at 0.6 s."""
+    store = get_typestore(Stores.ROS2_JAZZY)
+    types = store.types
+    with Writer(path, version=9, storage_plugin=StoragePlugin[storage.upper()]) as bag:
+        connections = {}
+
+        def put(topic, kind, at_ns, **values):
+            if topic not in connections:
+                connections[topic] = bag.add_connection(topic, kind, typestore=store)
+            time = types["builtin_interfaces/msg/Time"](*divmod(at_ns, 10**9))
+            header = types["std_msgs/msg/Header"](time, "base")
+            values = values if "data" in values and "height" not in values else {
+                "header": header} | values  # fmt: skip
+            message = types[kind](**values)
+            bag.write(connections[topic], at_ns, store.serialize_cdr(message, kind))
+
+        layout = types["std_msgs/msg/MultiArrayLayout"]([], 0)
+        vector, pose = types["geometry_msgs/msg/Vector3"], types["geometry_msgs/msg/Pose"]
+        point, quaternion = types["geometry_msgs/msg/Point"], types["geometry_msgs/msg/Quaternion"]
+        nothing = np.zeros(0)
+        for i in range(100):
+            at_ns, t = START_NS + i * 10_000_000, i / 100
+            if i % 5 == 0 and not 0.3 <= t < 0.5:
+                image = np.full(6 * 8 * 3, i, np.uint8)
+                shape = {"height": 6, "width": 8, "encoding": "rgb8", "is_bigendian": 0, "step": 24}
+                put("/camera/image", "sensor_msgs/msg/Image", at_ns, data=image, **shape)
+            names, positions = ["finger", "j1"], np.array([0.04, t])
+            put("/joint_states", "sensor_msgs/msg/JointState", at_ns, name=names,
+                position=positions, velocity=nothing, effort=nothing)  # fmt: skip
+            at = pose(point(t, 0.0, 1.0), quaternion(1.0, 0.0, 0.0, 0.0))
+            put("/pose", "geometry_msgs/msg/PoseStamped", at_ns, pose=at)
+            if 0.2 <= t < 0.8:
+                twist = types["geometry_msgs/msg/Twist"](vector(0.25, 0.0, 0.0), vector(0, 0, t))
+                put("/servo/twist", "geometry_msgs/msg/TwistStamped", at_ns, twist=twist)
+            if i == 60:
+                put("/gripper", "std_msgs/msg/Float64MultiArray", at_ns, layout=layout,
+                    data=np.zeros(1))  # fmt: skip
+    return path
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_a_plain_bag_becomes_an_episode_by_the_file_of_its_robot(tmp_path, storage):
+    robot = tmp_path / "arm.yaml"
+    robot.write_text(ROBOT)
+    bag = plain_bag(tmp_path / "teleop", storage)
+    options = Options(robot=str(robot), instruction="push it")
+    summary = import_episodes("rosbag", bag, tmp_path / "out", options)
+    assert (summary.episodes, summary.skipped) == (1, [])
+    reader = EpisodeReader(tmp_path / "out" / "teleop", accept_recovered=True)
+    assert reader.info.instruction == "push it" and reader.info.source == "demonstration"
+    assert reader.result.lossy and reader.result.lost == {topics.OBSERVATION_TICK: 4}
+    steps = {round((step.stamp_ns - START_NS) / 1e9, 2): step for step in reader.steps()}
+    assert 0.4 not in steps and {0.25, 0.55, 0.75} <= steps.keys()  # the camera was gone
+    step = steps[0.7]
+    # The camera's newest image and the state at 0.69 s; the command by the end of the step.
+    assert step.observation.joint_positions.tolist() == [0.69, 0.04]
+    assert step.observation.eef_pose[:3].tolist() == [0.69, 0.0, 1.0]
+    assert step.observation.images["front"].max() == 65
+    assert np.allclose(step.action, [0.5, 0, 0, 0, 0, 0.74, 1])
+    assert steps[0.3].action[6] == -1 and step.live == H
+    assert [steps[at].live for at in (0.05, 0.1, 0.8)] == [N, N, H]
+    assert max(steps) == 0.8  # the last command, of 0.79 s, holds for 0.1 s
+
+
+def test_a_bag_needs_a_robot_and_an_instruction(tmp_path):
+    with pytest.raises(ValueError, match="--robot"):
+        import_episodes("rosbag", tmp_path, tmp_path / "out", Options(instruction="x"))
+    with pytest.raises(ValueError, match="--instruction"):
+        import_episodes("rosbag", tmp_path, tmp_path / "out", Options(robot="franka"))
+
+
+def test_hostile_bags_are_refused_by_name(tmp_path):
+    robot = tmp_path / "arm.yaml"
+    robot.write_text(ROBOT)
+    options = {"robot": str(robot), "task": "Lift"}
+    (tmp_path / "empty").mkdir()
+    assert refused("rosbag", tmp_path / "empty", tmp_path, **options).name == "format"
+    bag = plain_bag(tmp_path / "bag")
+    metadata, text = bag / "metadata.yaml", (bag / "metadata.yaml").read_text()
+    metadata.write_text(text.replace("bag.mcap", "../../bag.mcap"))
+    assert skipped("rosbag", bag, tmp_path, **options) == ["elsewhere"]
+    metadata.write_text("!!python/object/apply:os.system ['touch hacked']")
+    assert skipped("rosbag", bag, tmp_path, **options) == ["malformed"]
+    metadata.write_text(text)
+    (file,) = bag.glob("*.mcap")
+    file.write_bytes(file.read_bytes()[:2000])
+    assert skipped("rosbag", bag, tmp_path, **options) == ["damaged"]
+    other = {"robot": "franka", "task": "Lift"}  # none of whose topics is in it
+    assert skipped("rosbag", plain_bag(tmp_path / "bag2"), tmp_path, **other) == ["no observations"]
+
+
+# Viewers
+
+
+def test_view_writes_images_actions_and_labels_as_a_timeline_of_states(bags, tmp_path, capsys):
+    output = tmp_path / "episode.rrd"
+    assert main(["view", str(bags / "a"), "--k", "2", "--save", str(output)]) == 0
+    assert str(output) in capsys.readouterr().out
+    file = RrdReader(output)
+    assert len(file.blueprints()) == 1
+    chunks = list(file.stream())
+
+    def values(entity, component):
+        """(step, value) of everything logged there, in order."""
+        found = []
+        for chunk in chunks:
+            batch = chunk.to_record_batch()
+            names = [name for name in batch.schema.names if name.endswith(component)]
+            if chunk.entity_path == entity and names and "step" in batch.schema.names:
+                rows = zip(batch["step"].to_pylist(), batch[names[0]].to_pylist(), strict=True)
+                found += [row for row in rows if row[1]]
+        return sorted(found)
+
+    states = values("/labels/label", "StateChange:state")
+    assert states == [
+        (0, ["policy"]),
+        (2, ["undesirable"]),
+        (4, ["human"]),
+        (6, ["none"]),
+        (7, ["policy"]),
+    ]
+    assert [state for _, state in values("/labels/live", "StateChange:state")] == [
+        *(["policy"], ["human"], ["none"], ["policy"])
+    ]
+    actions = values("/action", "Scalars:scalars")
+    steps = EpisodeReader(bags / "a").steps()
+    assert [step for step, _ in actions] == [step.sequence for step in steps]
+    assert np.allclose([action for _, action in actions], [step.action for step in steps])
+    images = {chunk.entity_path for chunk in chunks if chunk.entity_path.startswith("/cameras")}
+    assert images == {"/cameras/agentview", "/cameras/wrist"}
+    assert main(["view", str(bags / "a"), "--save", str(output)]) == 1
+    assert "Nothing was overwritten" in capsys.readouterr().err
+
+
+def test_the_foxglove_layout_names_panels_topics_and_fields_that_there_are():
+    """Checked against the types that foxglove-sdk 0.x writes (docs/formats.md) and the messages."""
+    layout = json.loads(resource("config/foxglove.json").read_text())
+    assert layout.keys() == {
+        "configById",
+        "globalVariables",
+        "userNodes",
+        "playbackConfig",
+        "layout",
+    }
+
+    def leaves(node):
+        if isinstance(node, str):
+            return [node]
+        assert node.keys() == {"direction", "first", "second", "splitPercentage"}
+        return leaves(node["first"]) + leaves(node["second"])
+
+    assert sorted(leaves(layout["layout"])) == sorted(layout["configById"])
+    paths = []
+    for name, panel in layout["configById"].items():
+        kind = name.partition("!")[0]
+        if kind == "Image":
+            paths.append(panel["imageMode"]["imageTopic"])
+        elif kind in ("Plot", "StateTransitions"):
+            paths += [path["value"] for path in panel["paths"]]
+        else:
+            assert kind == "RawMessages"
+            paths.append(panel["topicPath"])
+    declared = topics.recorded(CAMERAS, True)
+    for path in paths:
+        topic, _, fields = path.partition(".")
+        definition = messages.typestore().fielddefs[declared[topic]][1]
+        if fields:
+            assert fields.partition("[")[0].partition(".")[0] in {name for name, _ in definition}
+    assert {path.partition(".")[0] for path in paths} >= {
+        *map(topics.image, CAMERAS),
+        topics.EXECUTED_ACTION,
+        topics.AUTHORITY_STATUS,
+    }

@@ -1,6 +1,7 @@
 """An episode from elsewhere -> an ordinary bag, as the recorder would have written it."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from hapo_ros import topics
 from hapo_ros.arbitration.types import Applied, Authority, Decision, PolicyCommand, Reason, Tick
 from hapo_ros.episodes import messages
 from hapo_ros.episodes.formats.common import BadSource, Recorded
-from hapo_ros.episodes.types import Step
+from hapo_ros.episodes.types import EpisodeResult, Step
 from hapo_ros.episodes.writer import EpisodeWriter, check_episode_id, partial_folder
 from hapo_ros.labels import HUMAN, NONE, POLICY
 
@@ -35,14 +36,24 @@ def write_bag(root: Path, recorded: Recorded) -> Path:
     try:
         with writer:
             _Messages(writer, recorded).write()
-            result = recorded.result or writer.result(recorded.outcome, note=recorded.note)
-            return writer.finish(result)
+            return writer.finish(recorded.result or _result(writer, recorded))
     except (ValueError, KeyError, OverflowError) as error:
         shutil.rmtree(partial_folder(root, info.episode_id), ignore_errors=True)
         raise BadSource("malformed", info.episode_id, f"({error})") from error
     except BaseException:  # the source is still there, and the next import begins anew
         shutil.rmtree(partial_folder(root, info.episode_id), ignore_errors=True)
         raise
+
+
+def _result(writer: EpisodeWriter, recorded: Recorded) -> EpisodeResult:
+    """What was written, and how many steps have no observation."""
+    result = writer.result(recorded.outcome, note=recorded.note)
+    gaps = result.steps - len(recorded.steps)
+    if not gaps:
+        return result
+    lost = {topics.OBSERVATION_TICK: gaps}
+    lossy = gaps > recorded.info.max_lost_fraction * result.steps
+    return replace(result, lost=lost, lossy=lossy)
 
 
 class _Messages:

@@ -73,13 +73,15 @@ def need(module: str, extra: str = "formats"):
 class Options:
     """What a source does not say by itself, from the command line; empty: as the source has it.
 
-    task, instruction, source: of EpisodeInfo. robot: name or file of a robot whose topics a plain
-    bag holds. k: K of exported labels. video: LeRobot images as (lossy) video.
+    task, instruction, source: of EpisodeInfo; outcome: of EpisodeResult. robot: name or file of a
+    robot whose topics a plain bag holds. k: K of exported labels. video: LeRobot images as video,
+    which loses some.
     """
 
     task: str = ""
     instruction: str = ""
     source: str = ""
+    outcome: str = ""
     robot: str = ""
     k: int = 10
     video: bool = False
@@ -137,6 +139,13 @@ def instruction_for(task: str, options: Options) -> str:
     name = re.sub(r"_D\d+$", "", task, flags=re.IGNORECASE)
     words = re.sub(r"(?<=[a-z])(?=[A-Z])|_", " ", name).lower()
     return INSTRUCTIONS.get(words.replace(" ", ""), words)
+
+
+def outcome_of(source: str, options: Options) -> tuple[str, str]:
+    """(outcome, note) where the data do not say it: a demonstration is taken for a success."""
+    if options.outcome or source == "demonstration":
+        return options.outcome or "success", ""
+    return "failure", "The source does not say how it ended; --outcome does."
 
 
 def safe_id(*parts: str) -> str:

@@ -74,6 +74,20 @@ def array_in(group, name: str, kinds: str = "fiub", length: int | None = None):
     return np.asarray(found[()])
 
 
+def text_in(group, name: str) -> str:
+    """A scalar dataset that holds a string; "" where there is none."""
+    h5py = need("h5py")
+    found = inside(group, name)
+    if found is None:
+        return ""
+    where = f"{group.name}/{name}"
+    if not isinstance(found, h5py.Dataset) or found.shape != () or found.dtype.kind not in "OS":
+        raise BadSource("malformed", where, "(it is no text)")
+    if found.external or found.is_virtual:
+        raise BadSource("elsewhere", where)
+    return text_of(found[()])
+
+
 def text_of(value) -> str:
     """A string attribute or scalar dataset's value as str; "" where it is none."""
     if isinstance(value, bytes):

@@ -7,6 +7,7 @@ from are float32, as everywhere there; ``exact_state`` has them in full, and the
 """
 
 import json
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -352,6 +353,7 @@ def _tasks_table(tasks: list[str]):
 def _encode(images: np.ndarray, path: Path, fps: float) -> None:
     """Write (T, H, W, 3) as a video: AV1 with LeRobot's own settings."""
     av = need("av")
+    os.environ.setdefault("SVT_LOG", "1")  # the encoder's: errors only
     if images.shape[1] % 2 or images.shape[2] % 2:
         raise ValueError(
             f"Images of {images.shape[1]} x {images.shape[2]} have an odd side, which this video "
@@ -541,11 +543,9 @@ def _foreign(source, info, row, numbers, images, options: Options) -> Recorded:
     live = np.full(len(actions), HUMAN if origin == "demonstration" else POLICY)
     if flags is not None:
         live = np.where(np.asarray(flags).reshape(-1) > 0, HUMAN, live)
-    outcome, note = "success", ""
-    if "next.success" in numbers:
-        outcome = "success" if np.any(numbers["next.success"]) else "failure"
-    elif origin == "deployment":
-        outcome, note = "failure", "The source does not say how it ended."
+    outcome, note = common.outcome_of(origin, options)
+    if "next.success" in numbers and not options.outcome:
+        outcome, note = ("success" if np.any(numbers["next.success"]) else "failure"), ""
     tasks = row.get("tasks")
     task = options.task or common.stem_of(source)
     said = str(tasks[0]) if isinstance(tasks, list) and tasks else ""

@@ -104,10 +104,12 @@ def _foreign(source, demo, environment, observations, actions, options: Options)
         settings={"robot": str(kwargs.get("robots", "unknown"))},
         versions={"robosuite": str(environment.get("env_version", ""))},
     )
+    outcome, note = common.outcome_of(origin, options)
     rewards = hdf5.array_in(demo, "rewards", "fiub", len(actions))
-    done = rewards is None or bool((rewards >= 1 - 1e-6).any())
+    if rewards is not None and not options.outcome:  # robosuite's is 1 where the task is done
+        outcome, note = ("success" if (rewards >= 1 - 1e-6).any() else "failure"), ""
     steps = common.foreign_steps(observations, actions, live, round(1e9 / control_hz))
-    return Recorded(info, steps, "success" if done else "failure")
+    return Recorded(info, steps, outcome, note)
 
 
 def _environment(data) -> dict:

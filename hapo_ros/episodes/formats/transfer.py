@@ -38,6 +38,8 @@ FORMATS = {
             suffix=".hdf5",
         ),
         Format("lerobot", "LeRobotDataset v3: a folder", writes=True),
+        Format("apo", "the HDF5 of the APO authors' code: one file"),
+        Format("rosbag", "plain rosbag2 bags of a robot's topics (--robot): a folder"),
     )
 }
 
