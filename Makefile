@@ -9,7 +9,7 @@ help: ## this list
 	@echo "hapo_ros: make TARGET"
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
 
-setup: ## make .venv: ROS 2, PyTorch, the simulation and hapo_ros, 2.7 GB or more; quick when nothing changed
+setup: ## make .venv: ROS 2, PyTorch, the simulation and hapo_ros, 3.5 GB or more; quick when nothing changed
 	@bash scripts/setup.sh
 
 demo: setup ## the whole loop in simulation: no robot, no GPU, no ROS needed

@@ -132,8 +132,8 @@ cannot work here. Where ROS 2 Jazzy is installed, build with colcon (README.md);
   cat <<TEXT
 Setting up hapo_ros in $venv
   It will hold PyTorch, ROS 2 Jazzy (rclpy, Fast DDS), MuJoCo, robosuite and hapo_ros itself: about 200
-  packages from PyPI, 2.7 GB on disk, and the downloads in pip's cache. With an NVIDIA device, or
-  where pip reaches PyPI but not download.pytorch.org, it is PyTorch's CUDA build and 6.2 GB.
+  packages from PyPI, 3.5 GB on disk, and the downloads in pip's cache. With an NVIDIA device, or
+  where pip reaches PyPI but not download.pytorch.org, it is PyTorch's CUDA build and 7 GB.
   It takes 2 to 4 minutes and the time of the download, once.
 TEXT
   [ -z "${ROS_DISTRO:-}" ] || say "  (ROS 2 $ROS_DISTRO is sourced in this shell; it is left alone and not used.)"
@@ -188,8 +188,8 @@ finds_cpu_build() { # is that what pip would install? It looks at what is offere
     grep '"version": "[^"]*+cpu"' >/dev/null
 }
 look_for_room() {
-  local gigabytes=8 build="CUDA build"
-  ! finds_cpu_build || gigabytes=4 build="CPU build"
+  local gigabytes=9 build="CUDA build"
+  ! finds_cpu_build || gigabytes=5 build="CPU build"
   say "  PyTorch: the $build"
   [ "$(df -Pk . | awk 'NR == 2 {print $4}')" -gt $((gigabytes * 1000000)) ] ||
     fail "Less than $gigabytes GB are free for $venv, with PyTorch's $build in it. No package was installed.

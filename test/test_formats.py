@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import h5py
@@ -17,7 +19,11 @@ from hapo_ros import labels, topics
 from hapo_ros.arbitration import Applied, Authority, Decision, PolicyCommand, Reason, Tick
 from hapo_ros.cli import main
 from hapo_ros.episodes import EpisodeInfo, EpisodeReader, EpisodeWriter, Observation, messages
+from hapo_ros.episodes.bag import BagFile
+from hapo_ros.episodes.contents import messages as recorded_messages
 from hapo_ros.episodes.formats import BadSource, Options, export_episodes, import_episodes
+from hapo_ros.episodes.messages import info_json
+from hapo_ros.episodes.writer import info_cdr
 from hapo_ros.resources import resource
 from hapo_ros.sim.environment import action_space
 
@@ -308,17 +314,48 @@ def test_lengths_that_no_episode_has_are_refused_before_anything_is_allocated(tm
 def test_names_that_lead_out_of_the_folder_are_refused(bags, robomimic, tmp_path):
     source = robosuite_file(tmp_path / "x.hdf5", ("demo_0", "..", ".hidden"))
     assert skipped("robomimic", source, tmp_path) == ["name", "name"]
-    evil = tmp_path / "evil.hdf5"
-    evil.write_bytes(robomimic.read_bytes())
-    with h5py.File(evil, "a") as file:
-        demo = file["data/demo_0"]
-        own = json.loads(demo["hapo"][()].tobytes())
-        own["info"]["episode_id"] = "../../evil"
-        del demo["hapo"]
-        demo["hapo"] = np.frombuffer(json.dumps(own).encode(), np.uint8)
-        del file["data/demo_1/c_t_live"]
-    assert skipped("robomimic", evil, tmp_path / "2") == ["name", "malformed"]
-    assert not (tmp_path.parent / "evil").exists()
+    evil = spoilt(robomimic, tmp_path, lambda own, demo: own["info"].update(episode_id="../../x"))
+    assert skipped("robomimic", evil, tmp_path / "2") == ["name", "name"]
+    assert not (tmp_path.parent / "x").exists()
+
+
+def spoilt(robomimic: Path, folder: Path, spoil) -> Path:
+    """A copy of the export; spoil: told every demonstration's own words and group."""
+    copy = folder / "spoilt.hdf5"
+    copy.write_bytes(robomimic.read_bytes())
+    with h5py.File(copy, "a") as file:
+        for demo in file["data"].values():
+            own = json.loads(demo["hapo"][()].tobytes())
+            spoil(own, demo)
+            del demo["hapo"]
+            demo["hapo"] = np.frombuffer(json.dumps(own).encode(), np.uint8)
+    return copy
+
+
+def overwrite(demo, name, value):
+    demo[name][...] = value
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda own, demo: demo.pop("c_t_live"),
+        lambda own, demo: overwrite(demo, "c_t", 7),
+        lambda own, demo: overwrite(demo, "sequence", 1),
+        lambda own, demo: overwrite(demo, "stamp_ns", 1 << 62),
+        lambda own, demo: overwrite(demo, "reason", 99),
+        lambda own, demo: overwrite(demo, "policy_version", 5),
+        lambda own, demo: own.pop("info"),
+        lambda own, demo: own["info"].update(source="elsewhere"),
+        lambda own, demo: own["info"].update(cameras={"agentview": [6, 8]}),
+        lambda own, demo: own["info"].update(object_state=["x"]),
+        lambda own, demo: own["result"].update(outcome="great"),
+        lambda own, demo: own.update(timeline=[[1], 2]),
+        lambda own, demo: own.update(timeline="1" * 8),
+    ],
+)
+def test_an_export_that_was_changed_is_refused_by_name(robomimic, tmp_path, spoil):
+    assert skipped("robomimic", spoilt(robomimic, tmp_path, spoil), tmp_path) == ["malformed"] * 2
 
 
 def test_nothing_is_overwritten_and_an_import_that_was_interrupted_goes_on(robomimic, tmp_path):
@@ -538,7 +575,11 @@ def test_images_as_paths_are_never_opened_and_broken_ones_are_damaged(copy, tmp_
     path = copy / "data/chunk-000/file-000.parquet"
     table = pq.read_table(path)
     key = "observation.images.wrist"
+    header = struct.pack(">IIBBBBB", 1 << 16, 1 << 16, 8, 2, 0, 0, 0)  # 12 GB, were it decoded
+    bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + header
+    bomb += struct.pack(">I", zlib.crc32(b"IHDR" + header))
     for cell, reason in (
+        ({"bytes": bomb, "path": None}, "too large"),
         ({"bytes": None, "path": "/etc/passwd"}, "elsewhere"),
         ({"bytes": b"GIF89a", "path": None}, "damaged"),
     ):
@@ -803,3 +844,31 @@ def test_the_foxglove_layout_names_panels_topics_and_fields_that_there_are():
         topics.EXECUTED_ACTION,
         topics.AUTHORITY_STATUS,
     }
+
+
+# Earlier versions of this project
+
+
+def test_a_bag_from_before_episode_info_said_as_much_is_read_all_the_same(bags, tmp_path):
+    """The messages are those of the first version; episode/info has grown since."""
+    later_info = {"settings", "versions", "max_lost_fraction", "normalisation"}
+    later_result = {"lossy", "clock_jumps", "unresolved"}
+    reader = EpisodeReader(bags / "a")
+    info = {k: v for k, v in reader.info.as_dict().items() if k not in later_info}
+    result = {k: v for k, v in reader.result.as_dict().items() if k not in later_result}
+    path = tmp_path / "a"
+    path.mkdir()
+    bag = BagFile(path, "a")
+    kept = list(recorded_messages(next((bags / "a").glob("*.mcap"))))
+    for topic in dict.fromkeys(message.topic for message in kept):
+        bag.add_topic(*topic)
+    for number, message in enumerate(kept):
+        cdr = message.cdr
+        if message.topic.name == topics.EPISODE_INFO:
+            cdr = info_cdr({"result": result} if number else {"info": info})
+        bag.write(message.topic.name, cdr, message.log_ns, message.publish_ns)
+    bag.close({"episode_info": info_json(info), "episode_result": info_json(result)})
+    earlier = EpisodeReader(path)
+    assert earlier.labels().tolist() == reader.labels().tolist()
+    assert (earlier.info.max_lost_fraction, earlier.result.lossy) == (1.0, False)
+    export_episodes("lerobot", [path], tmp_path / "out", Options())

@@ -1,6 +1,7 @@
 """An episode from elsewhere -> an ordinary bag, as the recorder would have written it."""
 
 import shutil
+import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hapo_ros import topics
 from hapo_ros.arbitration.types import Applied, Authority, Decision, PolicyCommand, Reason, Tick
 from hapo_ros.episodes import messages
 from hapo_ros.episodes.formats.common import BadSource, Recorded
-from hapo_ros.episodes.types import EpisodeResult, Step
+from hapo_ros.episodes.types import EpisodeInfo, EpisodeResult, Observation, Step
 from hapo_ros.episodes.writer import EpisodeWriter, check_episode_id, partial_folder
 from hapo_ros.labels import HUMAN, NONE, POLICY
 
@@ -31,18 +32,32 @@ def write_bag(root: Path, recorded: Recorded) -> Path:
         raise BadSource("name", repr(info.episode_id)) from error
     if (root / info.episode_id).exists() or partial_folder(root, info.episode_id).exists():
         raise BadSource("taken", info.episode_id, f"({root / info.episode_id})")
+    if any(_form(step.observation) != _form_of(info) for step in steps):
+        raise BadSource("malformed", info.episode_id, "(its observations are not what it says)")
     declared = topics.recorded(info.cameras, bool(info.object_state), operator=False)
     writer = EpisodeWriter(root, info, declared, start_ns=steps[0].stamp_ns)
     try:
         with writer:
             _Messages(writer, recorded).write()
             return writer.finish(recorded.result or _result(writer, recorded))
-    except (ValueError, KeyError, OverflowError) as error:
+    except (ValueError, KeyError, OverflowError, struct.error) as error:
         shutil.rmtree(partial_folder(root, info.episode_id), ignore_errors=True)
         raise BadSource("malformed", info.episode_id, f"({error})") from error
     except BaseException:  # the source is still there, and the next import begins anew
         shutil.rmtree(partial_folder(root, info.episode_id), ignore_errors=True)
         raise
+
+
+def _form(observation: Observation) -> tuple[dict, int]:
+    """(size by camera, numbers of the object state) of what was observed."""
+    state = observation.object_state
+    sizes = {name: list(image.shape[:2]) for name, image in observation.images.items()}
+    return sizes, 0 if state is None else len(state)
+
+
+def _form_of(info: EpisodeInfo) -> tuple[dict, int]:
+    """The same, of what is said to be observed."""
+    return {name: list(size) for name, size in info.cameras.items()}, len(info.object_state)
 
 
 def _result(writer: EpisodeWriter, recorded: Recorded) -> EpisodeResult:

@@ -596,6 +596,8 @@ def _stored_images(column, camera: str) -> np.ndarray:
                 if max(image.size) > common.MAX_SIDE:
                     raise BadSource("too large", camera, f"({image.size} pixels)")
                 images.append(np.asarray(image.convert("RGB")))
+        except Image.DecompressionBombError as error:
+            raise BadSource("too large", camera, f"({error})") from error
         except (UnidentifiedImageError, OSError, SyntaxError) as error:
             raise BadSource("damaged", camera, f"(an image: {error})") from error
     return common.pictures(np.stack(images), camera)
