@@ -578,6 +578,7 @@ def test_images_as_paths_are_never_opened_and_broken_ones_are_damaged(copy, tmp_
     header = struct.pack(">IIBBBBB", 1 << 16, 1 << 16, 8, 2, 0, 0, 0)  # 12 GB, were it decoded
     bomb = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR" + header
     bomb += struct.pack(">I", zlib.crc32(b"IHDR" + header))
+    bomb += struct.pack(">I", 4) + b"IDAT" + b"1234" + struct.pack(">I", zlib.crc32(b"IDAT1234"))
     for cell, reason in (
         ({"bytes": bomb, "path": None}, "too large"),
         ({"bytes": None, "path": "/etc/passwd"}, "elsewhere"),

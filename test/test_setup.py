@@ -68,8 +68,8 @@ def test_an_index_that_is_not_there_or_never_answers_is_left_out():
 
 @pytest.mark.parametrize(
     ("free_kb", "build", "ok"),
-    [(5_000_000, "cpu", True), (3_000_000, "cpu", False)]
-    + [(9_000_000, "cuda", True), (5_000_000, "cuda", False)],
+    [(6_000_000, "cpu", True), (4_000_000, "cpu", False)]
+    + [(10_000_000, "cuda", True), (6_000_000, "cuda", False)],
 )
 def test_the_room_that_is_needed_is_that_of_the_build(free_kb, build, ok):
     finds = "finds_cpu_build() { " + ("true" if build == "cpu" else "false") + "; }\n"
