@@ -45,12 +45,13 @@ def _expected() -> tuple[type[Exception], ...]:
     """Errors that are sentences for the user; anything else is a bug and shows where."""
     from hapo_ros.devices import DeviceLost
     from hapo_ros.episodes import BadEpisode, EpisodeWriteError, RecoveryError
+    from hapo_ros.episodes.reviews import ReviewError
     from hapo_ros.gateway_client import GatewayError
     from hapo_ros.sim.workers import WorkerError
     from hapo_ros.supervisor import DeploymentError
 
     known = [OSError, ValueError, BadEpisode, EpisodeWriteError, RecoveryError, DeploymentError]
-    known += [WorkerError, GatewayError, DeviceLost]
+    known += [WorkerError, GatewayError, DeviceLost, ReviewError]
     if "hapo_ros.learning.loop" in sys.modules:
         known += [sys.modules["hapo_ros.learning.loop"].NotTrained]
     if formats := sys.modules.get("hapo_ros.episodes.formats"):

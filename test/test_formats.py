@@ -18,7 +18,14 @@ from rosbags.typesys import Stores, get_typestore
 from hapo_ros import labels, topics
 from hapo_ros.arbitration import Applied, Authority, Decision, PolicyCommand, Reason, Tick
 from hapo_ros.cli import main
-from hapo_ros.episodes import EpisodeInfo, EpisodeReader, EpisodeWriter, Observation, messages
+from hapo_ros.episodes import (
+    EpisodeInfo,
+    EpisodeReader,
+    EpisodeWriter,
+    Observation,
+    messages,
+    reviews,
+)
 from hapo_ros.episodes.bag import BagFile
 from hapo_ros.episodes.contents import messages as recorded_messages
 from hapo_ros.episodes.formats import BadSource, Options, export_episodes, import_episodes
@@ -92,6 +99,19 @@ def bags(tmp_path_factory) -> Path:
     record(root, "a", LIVE["a"], lost=(5,), outcome="failure")
     record(root, "b", LIVE["b"])
     return root
+
+
+def edit(kind: str, **values) -> dict:
+    """A reviewer's edit."""
+    return {"at": "2026-11-26T09:00:00+00:00", "by": "Ada", "kind": kind, **values}
+
+
+def review(folder: Path, *edits: dict) -> EpisodeReader:
+    """The episode, after these edits of it."""
+    reader = EpisodeReader(folder)
+    own = {"episode_id": reader.info.episode_id, "bag_hash": reader.bag_hash}
+    reviews.append(folder, edits, seen=0, steps=len(reader.timeline), **own)
+    return EpisodeReader(folder)
 
 
 def refused(name, source, tmp_path, **options) -> BadSource:
@@ -352,10 +372,45 @@ def overwrite(demo, name, value):
         lambda own, demo: own["result"].update(outcome="great"),
         lambda own, demo: own.update(timeline=[[1], 2]),
         lambda own, demo: own.update(timeline="1" * 8),
+        lambda own, demo: own.update(review="reviewed"),
+        lambda own, demo: own.update(review=[{"kind": "reviewed", "reviewed": True}]),
+        lambda own, demo: own.update(review=[edit("label", first=0, last=99, label="human")]),
     ],
 )
 def test_an_export_that_was_changed_is_refused_by_name(robomimic, tmp_path, spoil):
     assert skipped("robomimic", spoilt(robomimic, tmp_path, spoil), tmp_path) == ["malformed"] * 2
+
+
+@pytest.mark.parametrize("form, name", [("robomimic", "set.hdf5"), ("lerobot", "set")])
+def test_a_review_goes_along_and_an_excluded_episode_does_not(bags, tmp_path, form, name):
+    there = Path(shutil.copytree(bags, tmp_path / "bags"))
+    first = edit("label", first=0, last=1, label="undesirable")
+    reviewed = review(
+        there / "a", first, edit("outcome", outcome="success"), edit("note", note="?")
+    )
+    review(there / "b", edit("exclude", exclude=True))
+    summary = export_episodes(form, [there], tmp_path / name, Options(k=2))
+    assert (summary.episodes, summary.reasons) == (1, ["excluded"])
+    assert import_episodes(form, tmp_path / name, tmp_path / "in", Options()).episodes == 1
+    assert_same(there / "a", tmp_path / "in" / "a")
+    back = EpisodeReader(tmp_path / "in" / "a")
+    assert back.review.edits == reviewed.review.edits
+    assert (back.result.outcome, back.outcome) == ("failure", "success")
+    assert back.labels(2)[:2].tolist() == [labels.UNDESIRABLE] * 2
+
+
+def test_a_review_that_cannot_be_kept_takes_its_bag_along(bags, robomimic, tmp_path, monkeypatch):
+    there = Path(shutil.copytree(bags, tmp_path / "bags"))
+    review(there / "a", edit("note", note="?"))
+    export_episodes("robomimic", [there], tmp_path / "set.hdf5", Options())
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(reviews, "_replace", full)
+    with pytest.raises(reviews.ReviewError, match="No space left"):
+        import_episodes("robomimic", tmp_path / "set.hdf5", tmp_path / "in", Options())
+    assert not list((tmp_path / "in").iterdir())
 
 
 def test_nothing_is_overwritten_and_an_import_that_was_interrupted_goes_on(robomimic, tmp_path):

@@ -187,6 +187,13 @@ def append(
     return _parsed(data)
 
 
+def check(edits: Sequence[dict], steps: int) -> None:
+    """Raise ReviewError unless ``edits`` can be all those of an episode of so many steps."""
+    if not isinstance(edits, list | tuple):
+        raise ReviewError("Its edits are no list.")
+    _extended(Review(), edits, "", "", steps)
+
+
 def require_same_bag(review: Review, bag_hash: str) -> None:
     """Raise ReviewError where a review was made for another bag than the one it lies beside."""
     if review.bag_hash and review.bag_hash != bag_hash:

@@ -49,7 +49,7 @@ def _log(stream, reader: EpisodeReader, steps) -> None:
             ("task", info.task),
             ("instruction", info.instruction),
             ("source", info.source),
-            ("outcome", reader.result.outcome),
+            ("outcome", reader.outcome),
             ("note", reader.result.note),
         )
         if value

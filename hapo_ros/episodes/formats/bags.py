@@ -9,7 +9,8 @@ import numpy as np
 
 from hapo_ros import topics
 from hapo_ros.arbitration.types import Applied, Authority, Decision, PolicyCommand, Reason, Tick
-from hapo_ros.episodes import messages
+from hapo_ros.episodes import messages, reviews
+from hapo_ros.episodes.contents import sha256
 from hapo_ros.episodes.formats.common import BadSource, Recorded
 from hapo_ros.episodes.types import EpisodeInfo, EpisodeResult, Observation, Step
 from hapo_ros.episodes.writer import EpisodeWriter, check_episode_id, partial_folder
@@ -23,7 +24,8 @@ def write_bag(root: Path, recorded: Recorded) -> Path:
     """Write the episode's bag into ``root``; returns its folder.
 
     A step whose observation is not there becomes a tick that names none. Raises BadSource ("name",
-    "taken", "malformed"), with nothing written, and EpisodeWriteError where the disk is the reason.
+    "taken", "malformed"), with nothing written, and EpisodeWriteError or ReviewError where the disk
+    is the reason.
     """
     info, steps = recorded.info, recorded.steps
     try:
@@ -39,13 +41,35 @@ def write_bag(root: Path, recorded: Recorded) -> Path:
     try:
         with writer:
             _Messages(writer, recorded).write()
-            return writer.finish(recorded.result or _result(writer, recorded))
+            folder = writer.finish(recorded.result or _result(writer, recorded))
     except (ValueError, KeyError, OverflowError, struct.error) as error:
         shutil.rmtree(partial_folder(root, info.episode_id), ignore_errors=True)
         raise BadSource("malformed", info.episode_id, f"({error})") from error
     except BaseException:  # the source is still there, and the next import begins anew
         shutil.rmtree(partial_folder(root, info.episode_id), ignore_errors=True)
         raise
+    try:
+        _keep_review(folder, recorded)
+    except BaseException:  # what was decided about it belongs to it
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return folder
+
+
+def _keep_review(folder: Path, recorded: Recorded) -> None:
+    """Put the review beside the bag that it is for now."""
+    if not recorded.review:
+        return
+    (mcap_file,) = folder.glob("*.mcap")
+    steps = len(recorded.steps) if recorded.timeline is None else len(recorded.timeline)
+    reviews.append(
+        folder,
+        recorded.review,
+        seen=0,
+        episode_id=recorded.info.episode_id,
+        bag_hash=sha256(mcap_file),
+        steps=steps,
+    )
 
 
 def _form(observation: Observation) -> tuple[dict, int]:

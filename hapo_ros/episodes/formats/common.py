@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hapo_ros.arbitration.types import Reason
+from hapo_ros.episodes import reviews
 from hapo_ros.episodes.contents import MAX_STEPS, checked_info, checked_result
 from hapo_ros.episodes.types import EpisodeInfo, EpisodeResult, Observation, Step
 from hapo_ros.episodes.writer import EPISODE_ID
@@ -93,6 +94,7 @@ class Recorded:
 
     timeline: (S,) live labels of every control step, those without an observation included; None:
     the steps are all there are. result: as it was recorded; None: of ``outcome``, counted anew.
+    review: edits, as in ``reviews.Review``.
     """
 
     info: EpisodeInfo
@@ -101,6 +103,7 @@ class Recorded:
     note: str = ""
     timeline: np.ndarray | None = None
     result: EpisodeResult | None = None
+    review: tuple[dict, ...] = ()
 
 
 class Found(NamedTuple):
@@ -248,7 +251,7 @@ def about(reader, steps: list[Step], k: int) -> str:
             "policy_versions": sorted({step.policy_version for step in steps}),
             "k": k,
             "bag_hash": reader.bag_hash,
-            "review_hash": reader.review_hash,
+            "review": list(reader.review.edits),
         },
         ensure_ascii=False,
     )
@@ -294,7 +297,12 @@ def from_about(text, arrays: dict[str, np.ndarray], observations, actions) -> Re
         )
         for t in range(length)
     ]
-    return Recorded(info, steps, result.outcome, result.note, timeline, result)
+    review = data.get("review") or []
+    try:
+        reviews.check(review, timeline.size)
+    except reviews.ReviewError as error:
+        raise ValueError(f"its review: {error}") from error
+    return Recorded(info, steps, result.outcome, result.note, timeline, result, tuple(review))
 
 
 def pictures(array, camera: str) -> np.ndarray:

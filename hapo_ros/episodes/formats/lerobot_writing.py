@@ -154,7 +154,7 @@ class _Writer:
             "meta/episodes/chunk_index": 0,
             "meta/episodes/file_index": 0,
             "episode_id": reader.info.episode_id,
-            "outcome": reader.result.outcome,
+            "outcome": reader.outcome,
             "hapo": common.about(reader, steps, self._k),
         }
         for key, array in arrays.items():
@@ -251,7 +251,7 @@ def _arrays(reader, steps, form: _Form) -> dict[str, np.ndarray]:
                 f"({height}, {width}) that it says. Nothing was written. Leave it out."
             )
         arrays[IMAGES + name] = images
-    success = reader.result.outcome == "success"
+    success = reader.outcome == "success"
     last = np.arange(len(steps)) == len(steps) - 1
     arrays["action"] = np.stack([step.action for step in steps])
     arrays[EXACT] = exact

@@ -184,7 +184,7 @@ def _observations(obs, length: int) -> list:
 
 
 def _write_demo(demo, reader, steps, k: int) -> None:
-    length, success = len(steps), reader.result.outcome == "success"
+    length, success = len(steps), reader.outcome == "success"
     seen = [step.observation for step in steps]
     joints = np.stack([o.joint_positions for o in seen])
     poses = np.stack([o.eef_pose for o in seen])
@@ -213,7 +213,7 @@ def _write_demo(demo, reader, steps, k: int) -> None:
         demo[name] = array
     demo.attrs["num_samples"] = length
     demo.attrs["episode_id"] = reader.info.episode_id
-    demo.attrs["outcome"] = reader.result.outcome
+    demo.attrs["outcome"] = reader.outcome
     demo.attrs["instruction"] = reader.info.instruction
     demo[OWN] = np.frombuffer(common.about(reader, steps, k).encode(), np.uint8)
 

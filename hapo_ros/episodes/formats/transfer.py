@@ -97,7 +97,7 @@ def export_episodes(
     if output.exists():
         raise FileExistsError(f"{output} exists already. Nothing was overwritten. Choose another.")
     readers, skipped = open_episodes(bags, accept_recovered=accept_recovered)
-    excluded = [reader for reader in readers if getattr(reader, "excluded", False)]
+    excluded = [reader for reader in readers if reader.excluded]
     readers = [reader for reader in readers if reader not in excluded]
     summary = Summary(output, skipped=[item.reason for item in skipped])
     summary.reasons = [item.name for item in skipped] + ["excluded"] * len(excluded)
