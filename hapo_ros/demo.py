@@ -48,7 +48,7 @@ class DemoOptions:
     the synchronous parts. Raises ValueError for what cannot be run."""
 
     demonstrations: int = DEMONSTRATIONS
-    seeds: int = 40
+    seeds: int = 30
     steps: int = 300
     episodes: int = 40
     takeovers: int = 24
@@ -175,7 +175,7 @@ hapo_ros {__version__}: robots that learn from being corrected. The whole loop, 
   3. the optimizer learns from the bags ({METHOD}), and a control without them ({CONTROL})
   4. the policy node serves the result without restarting; the next deployment uses it
   5. base, result and control are compared on {options.seeds} seeds none of them was trained on
-It takes 8 to 13 minutes on 2 cores, and writes to {output}. Ctrl-C ends it cleanly.
+It takes 7 to 12 minutes on 2 cores, and writes to {output}. Ctrl-C ends it cleanly.
 """
 
 
