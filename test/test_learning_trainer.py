@@ -769,8 +769,10 @@ def test_bags_are_opened_read_for_what_the_policy_sees_and_skipped_ones_said(
             info=e.info,
             bag_hash=e.bag_hash,
             review_hash="",
+            excluded=False,
+            outcome=e.outcome,
             steps=steps,
-            result=SimpleNamespace(outcome=e.outcome, unresolved=False),
+            result=SimpleNamespace(unresolved=False),
         )
 
     skipped = SimpleNamespace(reason="broken is no bag.")

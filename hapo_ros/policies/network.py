@@ -180,7 +180,7 @@ class ActionTokens(Observer):
             x = torch.cat([start, x[:, 1:]], 1)
         x = x + (self.slots[first : first + x.shape[1]] if places is None else self.slots[places])
         x, prefix = self.attend(x, prefix)
-        return self.head(self.norm(x)).float(), prefix  # also where the rest is bfloat16
+        return _full(self.head(self.norm(x))), prefix
 
 
 class ActionFlow(Observer):
@@ -217,4 +217,9 @@ class ActionFlow(Observer):
         waves = torch.cat([waves.sin(), waves.cos()], 1)[:, None].expand(-1, noisy.shape[1], -1)
         x = self.timed(torch.cat([self.noisy(noisy), waves.to(noisy)], -1)) + self.places
         x, _ = self.attend(x, prefix, causal=False, there=there)
-        return self.head(self.norm(x)).float()
+        return _full(self.head(self.norm(x)))
+
+
+def _full(x):
+    """A network's answer, of float32 at least, also where the rest is bfloat16."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
