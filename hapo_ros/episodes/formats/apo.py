@@ -13,7 +13,7 @@ import numpy as np
 
 from hapo_ros.episodes.contents import MAX_STEPS
 from hapo_ros.episodes.formats import common, hdf5
-from hapo_ros.episodes.formats.common import BadSource, Found, Options, Recorded
+from hapo_ros.episodes.formats.common import BadSource, Foreign, Found, Options
 from hapo_ros.episodes.types import EpisodeInfo
 from hapo_ros.labels import HUMAN, NONE, POLICY
 
@@ -35,7 +35,7 @@ def found(source: Path, options: Options) -> list[Found]:
     return [Found(name, lambda name=name: _load(source, name, options)) for name in names]
 
 
-def _load(source: Path, name: str, options: Options) -> Recorded:
+def _load(source: Path, name: str, options: Options) -> Foreign:
     with hdf5.opened(source) as file:
         common.safe_id(name)
         group = hdf5.group_in(file, name)
@@ -60,7 +60,7 @@ def _load(source: Path, name: str, options: Options) -> Recorded:
         )
 
 
-def _recorded(source, name, text, actions, images, live, options: Options) -> Recorded:
+def _recorded(source, name, text, actions, images, live, options: Options) -> Foreign:
     origin = options.source or ("deployment" if name == "data" else "demonstration")
     task = options.task or (text if name == "data" else common.stem_of(source))
     said = options.instruction or text.replace("_", " ")
@@ -83,7 +83,7 @@ def _recorded(source, name, text, actions, images, live, options: Options) -> Re
     observations = [common.observation({CAMERA: image}, joints, pose, None) for image in images]
     steps = common.foreign_steps(observations, actions, live, round(1e9 / CONTROL_HZ))
     outcome, note = common.outcome_of(origin, options)
-    return Recorded(info, steps, outcome, note)
+    return Foreign(info, steps, outcome, note)
 
 
 def _required(group, name: str, kinds: str) -> np.ndarray:

@@ -11,7 +11,7 @@ from hapo_ros import topics
 from hapo_ros.arbitration.types import Applied, Authority, Decision, PolicyCommand, Reason, Tick
 from hapo_ros.episodes import messages, reviews
 from hapo_ros.episodes.contents import sha256
-from hapo_ros.episodes.formats.common import BadSource, Recorded
+from hapo_ros.episodes.formats.common import BadSource, Foreign
 from hapo_ros.episodes.types import EpisodeInfo, EpisodeResult, Observation, Step
 from hapo_ros.episodes.writer import EpisodeWriter, check_episode_id, partial_folder
 from hapo_ros.labels import HUMAN, NONE, POLICY
@@ -20,7 +20,7 @@ AUTHORITY = {POLICY: Authority.POLICY, HUMAN: Authority.HUMAN, NONE: Authority.H
 PERIOD_NS = 50_000_000  # of a step whose neighbours do not tell
 
 
-def write_bag(root: Path, recorded: Recorded) -> Path:
+def write_bag(root: Path, recorded: Foreign) -> Path:
     """Write the episode's bag into ``root``; returns its folder.
 
     A step whose observation is not there becomes a tick that names none. Raises BadSource ("name",
@@ -56,7 +56,7 @@ def write_bag(root: Path, recorded: Recorded) -> Path:
     return folder
 
 
-def _keep_review(folder: Path, recorded: Recorded) -> None:
+def _keep_review(folder: Path, recorded: Foreign) -> None:
     """Put the review beside the bag that it is for now."""
     if not recorded.review:
         return
@@ -84,7 +84,7 @@ def _form_of(info: EpisodeInfo) -> tuple[dict, int]:
     return {name: list(size) for name, size in info.cameras.items()}, len(info.object_state)
 
 
-def _result(writer: EpisodeWriter, recorded: Recorded) -> EpisodeResult:
+def _result(writer: EpisodeWriter, recorded: Foreign) -> EpisodeResult:
     """What was written, and how many steps have no observation."""
     result = writer.result(recorded.outcome, note=recorded.note)
     gaps = result.steps - len(recorded.steps)
@@ -98,7 +98,7 @@ def _result(writer: EpisodeWriter, recorded: Recorded) -> EpisodeResult:
 class _Messages:
     """The messages of an episode, in the order of the recorder's topics."""
 
-    def __init__(self, writer: EpisodeWriter, recorded: Recorded):
+    def __init__(self, writer: EpisodeWriter, recorded: Foreign):
         self._writer, self._info, self._types = writer, recorded.info, messages.bag_types()
         self._steps = {step.sequence: step for step in recorded.steps}
         self._outcome = recorded.outcome

@@ -89,7 +89,7 @@ class Options:
 
 
 @dataclass
-class Recorded:
+class Foreign:
     """An episode that came from elsewhere, as ``bags.write_bag`` takes it.
 
     timeline: (S,) live labels of every control step, those without an observation included; None:
@@ -110,7 +110,7 @@ class Found(NamedTuple):
     """An episode of a source. load reads it; raises :class:`BadSource`."""
 
     name: str
-    load: Callable[[], Recorded]
+    load: Callable[[], Foreign]
 
 
 @dataclass
@@ -257,7 +257,7 @@ def about(reader, steps: list[Step], k: int) -> str:
     )
 
 
-def from_about(text, arrays: dict[str, np.ndarray], observations, actions) -> Recorded:
+def from_about(text, arrays: dict[str, np.ndarray], observations, actions) -> Foreign:
     """The episode of :func:`about` and :func:`columns`. Raises ValueError where they are not."""
     data = json_of(text)
     info, result = checked_info(data), checked_result(data)
@@ -302,7 +302,7 @@ def from_about(text, arrays: dict[str, np.ndarray], observations, actions) -> Re
         reviews.check(review, timeline.size)
     except reviews.ReviewError as error:
         raise ValueError(f"its review: {error}") from error
-    return Recorded(info, steps, result.outcome, result.note, timeline, result, tuple(review))
+    return Foreign(info, steps, result.outcome, result.note, timeline, result, tuple(review))
 
 
 def pictures(array, camera: str) -> np.ndarray:

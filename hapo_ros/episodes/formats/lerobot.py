@@ -17,9 +17,9 @@ from hapo_ros.episodes.formats import common
 from hapo_ros.episodes.formats.common import (
     MAX_BYTES,
     BadSource,
+    Foreign,
     Found,
     Options,
-    Recorded,
     need,
 )
 from hapo_ros.episodes.formats.lerobot_layout import (
@@ -125,14 +125,14 @@ def _table(path: Path, columns: list[str], episode: int | None = None):
         raise BadSource("damaged", path, f"({error})") from error
 
 
-def _load(source: Path, info: dict, row: dict, options: Options) -> Recorded:
+def _load(source: Path, info: dict, row: dict, options: Options) -> Foreign:
     try:
         return _episode(source, info, row, options)
     except (ValueError, KeyError, TypeError, IndexError, OverflowError, MemoryError) as error:
         raise BadSource("malformed", source, f"({type(error).__name__}: {error})") from error
 
 
-def _episode(source: Path, info: dict, row: dict, options: Options) -> Recorded:
+def _episode(source: Path, info: dict, row: dict, options: Options) -> Foreign:
     number, length = int(row["episode_index"]), int(row["length"])
     features, fps = info["features"], float(info["fps"])
     stored = [key for key, feature in features.items() if feature.get("dtype") != "video"]
@@ -164,7 +164,7 @@ def _episode(source: Path, info: dict, row: dict, options: Options) -> Recorded:
     return _foreign(source, info, row, numbers, images, options)
 
 
-def _own(own: str, numbers: dict[str, np.ndarray], images: dict[str, np.ndarray]) -> Recorded:
+def _own(own: str, numbers: dict[str, np.ndarray], images: dict[str, np.ndarray]) -> Foreign:
     """An episode that was exported from here."""
     exact = np.asarray(numbers[EXACT], np.float64)
     state = len(common.json_of(own)["info"]["object_state"])
@@ -181,7 +181,7 @@ def _own(own: str, numbers: dict[str, np.ndarray], images: dict[str, np.ndarray]
     return common.from_about(own, numbers, observations, numbers["action"])
 
 
-def _foreign(source, info, row, numbers, images, options: Options) -> Recorded:
+def _foreign(source, info, row, numbers, images, options: Options) -> Foreign:
     """An episode that others recorded. Their state becomes the joint positions."""
     features, fps = info["features"], float(info["fps"])
     actions = np.asarray(numbers["action"]).reshape(int(row["length"]), -1)
@@ -232,7 +232,7 @@ def _foreign(source, info, row, numbers, images, options: Options) -> Recorded:
         settings={"robot": str(info.get("robot_type") or "unknown")},
     )
     steps = common.foreign_steps(observations, actions, live, round(1e9 / fps))
-    return Recorded(made, steps, outcome, note)
+    return Foreign(made, steps, outcome, note)
 
 
 def _camera(key: str, feature: dict) -> str | None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from hapo_ros.episodes.formats import common, hdf5
-from hapo_ros.episodes.formats.common import BadSource, Found, Options, Recorded, need
+from hapo_ros.episodes.formats.common import BadSource, Foreign, Found, Options, need
 from hapo_ros.episodes.types import EpisodeInfo
 from hapo_ros.labels import HUMAN, POLICY
 
@@ -56,7 +56,7 @@ def write(readers: list, output: Path, options: Options, advance: Callable[[int]
         data.attrs["env_args"] = json.dumps(_env_args(readers[0].info))
 
 
-def _load(source: Path, name: str, environment: dict, options: Options) -> Recorded:
+def _load(source: Path, name: str, environment: dict, options: Options) -> Foreign:
     with hdf5.opened(source) as file:
         common.safe_id(name)
         demo = hdf5.group_in(hdf5.group_in(file, "data"), name)
@@ -79,7 +79,7 @@ def _load(source: Path, name: str, environment: dict, options: Options) -> Recor
         return _foreign(source, demo, environment, observations, actions, options)
 
 
-def _foreign(source, demo, environment, observations, actions, options: Options) -> Recorded:
+def _foreign(source, demo, environment, observations, actions, options: Options) -> Foreign:
     """A demonstration that others wrote: every step is the demonstrator's."""
     kwargs = environment.get("env_kwargs")
     kwargs = kwargs if isinstance(kwargs, dict) else {}
@@ -109,7 +109,7 @@ def _foreign(source, demo, environment, observations, actions, options: Options)
     if rewards is not None and not options.outcome:  # robosuite's is 1 where the task is done
         outcome, note = ("success" if (rewards >= 1 - 1e-6).any() else "failure"), ""
     steps = common.foreign_steps(observations, actions, live, round(1e9 / control_hz))
-    return Recorded(info, steps, outcome, note)
+    return Foreign(info, steps, outcome, note)
 
 
 def _environment(data) -> dict:

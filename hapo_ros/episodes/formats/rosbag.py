@@ -16,7 +16,7 @@ from hapo_ros.episodes import parsers
 from hapo_ros.episodes.bag import METADATA
 from hapo_ros.episodes.contents import MAX_STEPS
 from hapo_ros.episodes.formats import common
-from hapo_ros.episodes.formats.common import BadSource, Found, Options, Recorded
+from hapo_ros.episodes.formats.common import BadSource, Foreign, Found, Options
 from hapo_ros.episodes.interfaces import typestore
 from hapo_ros.episodes.types import MAX_LOST_FRACTION, EpisodeInfo
 from hapo_ros.labels import HUMAN, NONE, POLICY
@@ -44,7 +44,7 @@ def found(source: Path, options: Options) -> list[Found]:
     return [Found(path.name, lambda path=path: _load(path, robot, options)) for path in folders]
 
 
-def _load(path: Path, robot: config.RobotConfig, options: Options) -> Recorded:
+def _load(path: Path, robot: config.RobotConfig, options: Options) -> Foreign:
     _check_files(path)
     replay = _Replay(robot)
     try:
@@ -84,7 +84,7 @@ def _load(path: Path, robot: config.RobotConfig, options: Options) -> Recorded:
         settings={"robot": robot.name},
         max_lost_fraction=MAX_LOST_FRACTION,
     )
-    return Recorded(info, steps, outcome, note, timeline)
+    return Foreign(info, steps, outcome, note, timeline)
 
 
 def _check_files(path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from hapo_ros.episodes.collection import open_episodes
 from hapo_ros.episodes.formats.bags import write_bag
-from hapo_ros.episodes.formats.common import BadSource, Options, Recorded, Summary
+from hapo_ros.episodes.formats.common import BadSource, Foreign, Options, Summary
 from hapo_ros.episodes.software import software_versions
 
 
@@ -127,7 +127,7 @@ def _format(name: str, does: str) -> Format:
     )
 
 
-def _with_origin(recorded: Recorded, form: Format, source: Path, name: str) -> Recorded:
+def _with_origin(recorded: Foreign, form: Format, source: Path, name: str) -> Foreign:
     """The same, its info saying where it came from."""
     origin = {"format": form.name, "source": source.name, "name": name, "by": software_versions()}
     settings = recorded.info.settings | {"imported": origin}
