@@ -1,5 +1,6 @@
 """The policy as a process: what it answers, and what it does not."""
 
+import itertools
 import signal
 import time
 from functools import partial
@@ -98,6 +99,33 @@ def test_a_policy_that_was_stopped_answers_the_newest_tick_and_none_that_is_over
     assert len({answer.sequence for answer in answers}) <= 3
     known = {value.key: value.value for value in diagnosed(probe).values}
     assert int(known["answered"]) >= 2 and float(known["inference_s"]) > 0.0
+
+
+@pytest.fixture
+def slow(tmp_path):
+    """A checkpoint that takes much longer to answer than a tick to be published."""
+    return save_untrained(tmp_path / "slow", object_state=3, horizon=8, blocks=4, width=128)
+
+
+def test_a_policy_that_is_overtaken_every_time_hears_everything_else(served, probe, slow):
+    policy, observe = served.serve(checkpoint=slow, deadline_s=10.0), served.observe
+    sequences = itertools.count()
+
+    def late():
+        return int({value.key: value.value for value in diagnosed(probe).values}["late"])
+
+    assert late() == 0
+    wait_for(lambda: late() > 1, meanwhile=lambda: observe(next(sequences)))
+    policy.send_signal(signal.SIGINT)
+    wait_for(lambda: policy.poll() is not None, meanwhile=lambda: observe(next(sequences)))
+    assert policy.returncode == 0
+
+
+def test_a_tick_that_comes_again_while_it_is_answered_overtakes_nothing(served, slow):
+    policy = served.serve(checkpoint=slow, deadline_s=10.0)
+    wait_for(lambda: served.answers, meanwhile=lambda: served.observe(0))
+    assert {answer.sequence for answer in served.answers} == {0}
+    assert "too late" not in log(policy)
 
 
 def test_a_policy_does_not_send_what_comes_after_its_deadline(served):

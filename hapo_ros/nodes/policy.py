@@ -73,6 +73,7 @@ class PolicyNode(HapoNode):
         self._missed = 0  # all but answered ones, when last diagnosed
         self._inference_s = 0.0  # of the last answer
         self._loading = None
+        self._overtaken = self.create_guard_condition(self._answer_if_complete)
 
         wanted = {topics.JOINT_STATE: JointState, topics.EEF_POSE: PoseStamped}
         wanted |= {topics.image(camera): Image for camera in self._policy.cameras}
@@ -138,21 +139,20 @@ class PolicyNode(HapoNode):
                 self._joiner.add(topic, message)
 
     def _on_tick(self, message: ObservationTick) -> None:
-        message = (self._newer() or [message])[-1]
+        self._take_tick((self._newer() or [message])[-1])
+        self._answer_if_complete()
+
+    def _take_tick(self, message: ObservationTick) -> None:
         self._tick_received_s = self.now_s()
-        if self._answer is not None:
-            key = (self._answer.episode_id, self._answer.sequence)
-            if key == (message.episode_id, message.sequence):
-                self._actions.publish(self._answer)
-                return
-        if message.policy_due:
+        if self._answer is not None and _key(self._answer) == _key(message):
+            self._actions.publish(self._answer)
+        elif message.policy_due:
             try:
                 self._joiner.add_tick(message)
             except ValueError as error:
                 self._refuse(message, error)
-                return
-            self._take_parts()
-            self._answer_if_complete()
+            else:
+                self._take_parts()
 
     def _refuse(self, tick: ObservationTick, error: ValueError) -> None:
         self._counts["refused"] += 1
@@ -181,9 +181,12 @@ class PolicyNode(HapoNode):
             self._refuse(message, error)
             return
         self._inference_s = self.now_s() - began_s
-        if newer := self._newer():
+        if newer := [each for each in self._newer() if _key(each) != _key(message)]:
             self._give_up(tick, "the next tick was there before it")
-            self._on_tick(newer[-1])
+            self._take_tick(newer[-1])
+            # Not at once: a policy that is too slow is overtaken every time, and has to hear
+            # meanwhile that the episode has ended, or that it is to end itself.
+            self._overtaken.trigger()
             return
         took_s = self.now_s() - self._tick_received_s
         if self._hurries and took_s > self.parameters.deadline_s:
@@ -320,6 +323,11 @@ class _Loading(threading.Thread):
             self.policy = load_policy(self.folder, self.stages.append)
         except (ValueError, OSError) as error:
             self.problem = f"{error} The policy that was served goes on."
+
+
+def _key(message) -> tuple[str, int]:
+    """Which tick it is, or is the answer to."""
+    return message.episode_id, message.sequence
 
 
 def main(argv=None) -> int:
