@@ -374,8 +374,10 @@ class ImitRecap(Judged):
 
     @torch.no_grad()
     def _choose(self) -> float:
-        """The threshold that the share ``keep`` of the held-out steps is above; rank 0's."""
-        return self.ranks.from_first(self._quantile)
+        """The threshold that the share ``keep`` of the held-out steps is above; rank 0's. All look
+        for it: what they would wait for takes no longer, and the weights may be divided."""
+        own = self._quantile()
+        return self.ranks.from_first(lambda: own)
 
     def _quantile(self) -> float:
         micros = split(self.held, self.settings["micro_batch"])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from hapo_ros.learning import sharding
 from hapo_ros.learning.runlog import Notes
 from hapo_ros.learning.table import GROUPS
 
@@ -66,8 +67,8 @@ class Training:
 
     One step is one effective batch, whatever micro-batches and ranks it is divided among; the
     learning rate's horizon counts these steps. What learns beside the policy is clipped by a norm
-    of its own. ``state_dict`` is all that the steps to come depend on, and the same on every rank:
-    another Training of the same arguments that loads it goes on as this one would have.
+    of its own. ``state_dict`` is all that the steps to come depend on: another Training of the same
+    arguments that loads it goes on as this one would have.
     """
 
     def __init__(self, policy, update, sampler, settings: dict, log: Notes):
@@ -81,7 +82,7 @@ class Training:
         # fused: one pass over the weights and no copies of them; 27 million take a CPU a fourth of
         # the time
         self.optimizer = torch.optim.AdamW(
-            [p for group in self.parameters for p in group],
+            [{"params": kind} for kind in sharding.kinds(p for g in self.parameters for p in g)],
             weight_decay=settings["weight_decay"],
             fused=True,
         )
@@ -144,7 +145,7 @@ class Training:
         self.ranks.sum_gradients(p for group in self.parameters for p in group)
         limit = settings["max_grad_norm"]
         norm = math.hypot(
-            *(float(torch.nn.utils.clip_grad_norm_(group, limit)) for group in self.parameters)
+            *(sharding.clip_gradients(group, limit, self.ranks) for group in self.parameters)
         )
         if not (math.isfinite(metrics["loss"]) and math.isfinite(norm)):
             raise Diverged(
@@ -164,14 +165,20 @@ class Training:
         return metrics
 
     def state_dict(self) -> dict:
-        """After ``step`` steps: what is trained, the optimizer's moments, the places of sampler
-        and update in their random sequences, the last metrics, and the notes so far."""
+        """After ``step`` steps: what is trained and the optimizer's moments, by name, the places of
+        sampler and update in their random sequences, the last metrics, and the notes so far.
+
+        All ranks have to ask for it: weights that are divided among them are gathered, on rank 0.
+        """
+        trained = {name: p for name, p in self.modules.named_parameters() if p.requires_grad}
+        moments = {name: self.optimizer.state.get(p, {}) for name, p in trained.items()}
         return {
             "step": self.step,
-            "parameters": {
-                name: p.detach() for name, p in self.modules.named_parameters() if p.requires_grad
+            "parameters": {name: self.ranks.whole(p.detach()) for name, p in trained.items()},
+            "optimizer": {
+                name: {key: self.ranks.whole(value) for key, value in kept.items()}
+                for name, kept in moments.items()
             },
-            "optimizer": self.optimizer.state_dict(),
             "sampler": self.sampler.state_dict(),
             "update": self.update.state_dict(),
             "recent": list(self.recent),
@@ -179,15 +186,18 @@ class Training:
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from another Training's ``state_dict``. ValueError where its sampler drew from
-        other groups."""
+        """Go on from another Training's ``state_dict``, whatever its ranks were. ValueError where
+        its sampler drew from other groups."""
         self.sampler.load_state_dict(state["sampler"])
         self.step = state["step"]
         with torch.no_grad():
             for name, parameter in self.modules.named_parameters():
                 if parameter.requires_grad:
-                    parameter.copy_(state["parameters"][name])
-        self.optimizer.load_state_dict(state["optimizer"])
+                    parameter.copy_(sharding.held(state["parameters"][name], parameter))
+                    self.optimizer.state[parameter] = {
+                        key: sharding.held(value, parameter)
+                        for key, value in state["optimizer"][name].items()
+                    }
         self.update.load_state_dict(state["update"])
         self.recent.extend(state["recent"])
         self.log.notes[:] = state["notes"]

@@ -86,6 +86,12 @@ COMMON = {
     "activation_checkpointing": Setting(
         False, bool, "Compute activations twice instead of keeping them: less memory, more time."
     ),
+    "shard_weights": Setting(
+        False,
+        bool,
+        "Divide the weights of the network's blocks among ranks, their gradients and optimizer "
+        "state: less memory, more traffic.",
+    ),
     "save_every": Setting(
         200, int, "Steps between states that a killed run is resumed from; 0: none.", low=0
     ),

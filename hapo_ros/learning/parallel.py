@@ -7,7 +7,8 @@ and for the weights (1.2, 1.3), and gradients. So the number of ranks changes no
 Plain collectives, not DistributedDataParallel: these sums are needed between forward and backward,
 and losses are divided by the effective batch's size before they are added up, over micro-batches
 and ranks alike, so all that is left is one sum of the gradients; for the few parameters of an
-adapter there is little to overlap it with. Every rank holds all weights and all steps of the bags.
+adapter there is little to overlap it with. Every rank holds all steps of the bags, and all weights
+unless they are divided, see ``sharding``.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 from hapo_ros.learning.loop import NotTrained
+from hapo_ros.learning.sharding import divided
 
 DEADLINE_S = 600.0
 """How long a rank waits for the others; one may write a checkpoint, or read from a slower disk."""
@@ -60,7 +62,8 @@ class Ranks:
         return own
 
     def sum_gradients(self, parameters) -> None:
-        """Add up gradients, in place; one that no rank has stays None."""
+        """Add up gradients, in place; one that no rank has stays None. Those of parameters that are
+        divided among the ranks are sums already."""
 
     def gathered(self, own) -> list:
         """What every rank gave, by rank."""
@@ -73,6 +76,11 @@ class Ranks:
     def from_first(self, make: Callable):
         """What ``make`` returns on rank 0, on every rank."""
         return make()
+
+    def whole(self, tensor):
+        """A tensor, as it is unless it is divided among the ranks (``sharding``): then whole and
+        on the CPU, on rank 0; None on the others."""
+        return tensor
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -114,31 +122,31 @@ class Group(Ranks):
 
         own = own.contiguous()
         parts = [torch.empty_like(own) for _ in range(self.size)]
-        self._collect(self._dist.all_gather, parts, own)
+        self.collect(self._dist.all_gather, parts, own)
         return torch.stack(parts, -1).flatten(-2)
 
     def sum(self, own):
         total = own.clone()
-        self._collect(self._dist.all_reduce, total)
+        self.collect(self._dist.all_reduce, total)
         return total
 
     def sum_gradients(self, parameters) -> None:
         import torch
 
-        parameters = list(parameters)
+        parameters = [p for p in parameters if not divided(p)]
         if not parameters:
             return
         there = parameters[0].new_tensor([p.grad is not None for p in parameters])
         own = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         total = torch.cat([*(grad.flatten() for grad in own), there])
-        self._collect(self._dist.all_reduce, total)
+        self.collect(self._dist.all_reduce, total)
         *grads, there = total.split([*(p.numel() for p in parameters), len(parameters)])
         for parameter, grad, ranks in zip(parameters, grads, there.tolist(), strict=True):
             parameter.grad = grad.view_as(parameter) if ranks else None
 
     def gathered(self, own) -> list:
         found = [None] * self.size
-        self._collect(self._dist.all_gather_object, found, own)
+        self.collect(self._dist.all_gather_object, found, own)
         return found
 
     def any(self, flag: bool) -> bool:
@@ -148,8 +156,26 @@ class Group(Ranks):
 
     def from_first(self, make: Callable):
         box = [make() if self.first else None]
-        self._collect(self._dist.broadcast_object_list, box, group_src=0)
+        self.collect(self._dist.broadcast_object_list, box, group_src=0)
         return box[0]
+
+    def whole(self, tensor):
+        if not divided(tensor):
+            return tensor
+        found = []
+        self.collect(lambda group: found.append(tensor.full_tensor()))
+        return found[0].cpu() if self.first else None
+
+    def mesh(self, device: str):
+        """The ranks as torch's DeviceMesh, on devices of this type."""
+        from torch.distributed.device_mesh import DeviceMesh
+
+        return DeviceMesh.from_group(self._group or self._dist.group.WORLD, device)
+
+    def collect(self, collective: Callable, *arguments, **options) -> None:
+        """Run a collective of torch.distributed, by the rules above."""
+        self._meet(None)
+        self._reached(collective, *arguments, **options)
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -166,10 +192,6 @@ class Group(Ranks):
         with suppress(RankLost):  # then there is nobody left to wait for
             if not self.lost:
                 self._meet(None)
-
-    def _collect(self, collective: Callable, *arguments, **options) -> None:
-        self._meet(None)
-        self._reached(collective, *arguments, **options)
 
     def _meet(self, error: Exception | None) -> None:
         """Return where all ranks are well; else raise, on each of them, what has ended one."""

@@ -96,7 +96,10 @@ def compute(
         for start in range(0, len(table), batch_size)
     ]
     made = []
-    for rows in batches[ranks.rank :: ranks.size]:
+    # as many on every rank, whatever is left over: all of them pass a network that is divided
+    rounds = -(-len(batches) // ranks.size)
+    for number in range(ranks.rank, rounds * ranks.size, ranks.size):
+        rows = batches[number % len(batches)]
         stop()
         with torch.no_grad(), autocast(policy, precision):
             batch = table.batch(rows)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hapo_ros.learning import data, interrupted, methods, precision, reference
+from hapo_ros.learning import data, interrupted, methods, precision, reference, sharding
 from hapo_ros.learning.cloning import Update
 from hapo_ros.learning.loop import Cancelled, Hooks, OutOfMemory, Training
 from hapo_ros.learning.parallel import Ranks
@@ -207,16 +207,19 @@ def _run(
     identity = {
         "method": method,
         "base": parent,
-        "settings": settings,
+        "settings": {name: settings[name] for name in settings if name != "shard_weights"},
         "episodes": [table.fingerprint(), *table.episodes],
     }
-    ranks.require_same({**identity, "software": software()})
+    ranks.require_same({**identity, "settings": settings, "software": software()})
     folder = run_folder or output.with_name(output.name + ".run")
     state = None
     if resume:
         folder = last_folder(folder)
         state = ranks.from_first(lambda: interrupted.read(folder, identity))
-    policy.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if settings["shard_weights"]:
+        sharding.divide(policy, ranks, device)
+    policy.to(device)
     precision.prepare(policy, settings)
     sampler = _sampler(method, table, settings, ranks)
     update = _update(method, policy, table, settings, reference_cache, ranks, hooks)
@@ -228,8 +231,9 @@ def _run(
             training.load_state_dict(state)
 
         def keep() -> None:
+            kept = training.state_dict()
             if ranks.first:
-                interrupted.write(folder, identity, training.state_dict())
+                interrupted.write(folder, identity, kept)
 
         try:
             metrics = training.run(hooks, keep)
@@ -261,7 +265,10 @@ def _run(
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         }
     )
-    policy.version = ranks.from_first(lambda: checkpoint.save(policy, output, provenance))
+    weights = {name: ranks.whole(tensor) for name, tensor in policy.network.state_dict().items()}
+    policy.version = ranks.from_first(
+        lambda: checkpoint.save(policy, output, provenance, weights=weights)
+    )
     if ranks.first:
         interrupted.forget(folder)
     return Trained(output, policy.version, metrics, folder, notes, table.skipped)

@@ -26,11 +26,12 @@ WEIGHTS, ADAPTER = "model.safetensors", "adapter.safetensors"
 PARTS = ("config", "normalisation", "tokenizer")
 
 
-def save(policy, folder, provenance: dict, *, merge: bool = True, base=None) -> str:
+def save(policy, folder, provenance: dict, *, merge: bool = True, base=None, weights=None) -> str:
     """Write ``policy`` as the new checkpoint ``folder``; returns its version and sets it.
 
     merge: True: one self-contained set of weights. False: only the LoRA adapter of a policy whose
-    ``base`` (folder of a full checkpoint) is given. Raises FileExistsError where ``folder``
+    ``base`` (folder of a full checkpoint) is given. weights: the network's state dict, where a
+    training has divided it among processes; merged. Raises FileExistsError where ``folder``
     exists, ValueError for weights that are not finite or an adapter without its base.
     """
     from safetensors.torch import save as serialised
@@ -42,7 +43,7 @@ def save(policy, folder, provenance: dict, *, merge: bool = True, base=None) -> 
     if not merge and (base is None or not lora.has_lora(policy)):
         raise ValueError("An adapter is saved alone only for a policy with LoRA and its base.")
     config = {"format": FORMAT, "family": policy.family, **policy.parts()}
-    state = lora.merged_state(policy) if merge else lora.adapter_state(policy)
+    state = lora.merged_state(policy, weights) if merge else lora.adapter_state(policy)
     if not merge:
         some = next(iter(lora.layers(policy).values()))
         config["adapter"] = {

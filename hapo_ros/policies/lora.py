@@ -52,15 +52,19 @@ def adapter_off(policy):
             layer.enable_adapters(True)
 
 
-def merged_state(policy) -> dict:
-    """State dict of the plain network that computes what this one does; changes nothing."""
+def merged_state(policy, weights: dict | None = None) -> dict:
+    """State dict of the plain network that computes what this one does; changes nothing.
+
+    weights: the network's own state dict, as far as that is not the network's (``sharding``).
+    """
     state = {}
     adapted = layers(policy)
-    for name, tensor in policy.network.state_dict().items():
+    for name, tensor in (weights or policy.network.state_dict()).items():
         owner, found, rest = name.partition(".base_layer.")
         if found:
             if rest == "weight":
-                tensor = (tensor + adapted[owner].get_delta_weight(ADAPTER)).to(tensor.dtype)
+                delta = adapted[owner].get_delta_weight(ADAPTER).to(tensor.device)
+                tensor = (tensor + delta).to(tensor.dtype)
             state[f"{owner}.{rest}"] = tensor
         elif ".lora_" not in name:
             state[name] = tensor

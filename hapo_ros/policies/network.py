@@ -87,6 +87,27 @@ class Block(nn.Module):
         return x + self.mlp_out(F.gelu(self.mlp_in(self.norm_mlp(x)))), (key, value)
 
 
+class Blocks(nn.ModuleList):
+    """Transformer blocks, one after the other."""
+
+    def forward(self, x, mask, past=None, recompute: bool = False):
+        """As of one block; past, and what is returned beside x, has keys and values of each.
+
+        recompute: keep a block's inputs and outputs alone for the backward pass.
+        """
+        cache = []
+        for i, block in enumerate(self):
+            inputs = x, mask, None if past is None else past[i]
+            if recompute and torch.is_grad_enabled():
+                x, keys_values = checkpoint(
+                    block, *inputs, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                x, keys_values = block(*inputs)
+            cache.append(keys_values)
+        return x, cache
+
+
 class Observer(nn.Module):
     """[words, cameras, numbers], and transformer blocks over them and over what a family adds.
 
@@ -104,9 +125,10 @@ class Observer(nn.Module):
 
     def add_blocks(self, width: int, blocks: int, heads: int) -> None:
         """To be called after a family's own tokens: the order decides what a seed gives."""
-        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(blocks))
+        self.blocks = Blocks(Block(width, heads) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
-        self.recompute = False  # keep a block's inputs and outputs alone for the backward pass
+        self.recompute = False  # see Blocks
+        self.in_step = False  # other processes pass the blocks with this one, equally often
 
     def scale_weights(self, *embeddings: nn.Embedding) -> None:
         """Initial sizes of the words and other embeddings, and of what each block adds."""
@@ -141,17 +163,7 @@ class Observer(nn.Module):
         mask = mask.tril(seen) if causal else mask
         if there is not None:
             mask = mask & F.pad(there, (seen, 0), value=True)[:, None, None]
-        cache = []
-        for i, block in enumerate(self.blocks):
-            inputs = x, mask, None if past is None else past[i]
-            if self.recompute and torch.is_grad_enabled():
-                x, keys_values = checkpoint(
-                    block, *inputs, use_reentrant=False, preserve_rng_state=False
-                )
-            else:
-                x, keys_values = block(*inputs)
-            cache.append(keys_values)
-        return x, cache
+        return self.blocks(x, mask, past, self.recompute)
 
 
 class ActionTokens(Observer):

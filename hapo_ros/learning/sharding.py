@@ -1,0 +1,108 @@
+"""Weights divided among ranks, for a policy that is too large for one GPU: ZeRO-3 by FSDP2.
+
+Every rank holds its part of each weight of the network's blocks, of its gradient and of what the
+optimizer keeps of it. A block's weights are gathered where it is passed, forward and backward, and
+let go; after a backward pass each rank gets its part of the summed gradients. Whatever is outside
+the blocks, and a LoRA adapter, is small, and whole on every rank.
+
+So all ranks have to pass the blocks equally often and in the same order, in training or not.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable
+
+
+def divide(policy, ranks, device: str) -> None:
+    """Divide the policy's blocks among ranks, on ``device``, where no more than one of them is
+    whole at any time; what is outside them stays where it is.
+
+    ValueError where there is one rank, or the policy's family has no such blocks.
+    """
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.fsdp import fully_shard
+
+    if ranks.size == 1:
+        raise ValueError(
+            "With shard_weights every process holds a part of the weights, and this one is alone, "
+            "so nothing was trained. Start several by torchrun, or use shard_weights=false."
+        )
+    network = policy.network
+    if not hasattr(network, "blocks"):
+        raise ValueError(
+            f"Policies of family {policy.family} have no blocks whose weights can be divided, so "
+            "nothing was trained. Use shard_weights=false."
+        )
+    # FSDP2 fears that what a block returns, views of what it computed, is written to; nothing does
+    warnings.filterwarnings("ignore", r"FSDP2-wrapped module .* returned a view", UserWarning)
+    mesh = ranks.mesh(torch.device(device).type)
+    for block in network.blocks:
+        fully_shard(block, mesh=mesh, reshard_after_forward=True)
+        block.set_custom_all_gather(_Collective(ranks, dist.all_gather_single))
+        block.set_custom_reduce_scatter(_Collective(ranks, dist.reduce_scatter_single))
+        # losses are divided by the effective batch's size already: gradients are sums
+        block.set_gradient_divide_factor(1.0)
+        block.set_force_sum_reduction_for_comms(True)
+    fully_shard(network.blocks, mesh=mesh)  # what joins them, so that one is gathered ahead
+    network.in_step = True
+
+
+class _Collective:
+    """What FSDP2 gathers weights or reduces gradients with: only after the ranks have told each
+    other that they are well, as in all that they do together (``parallel.Group``)."""
+
+    def __init__(self, ranks, collective: Callable):
+        self._ranks, self._collective = ranks, collective
+
+    def allocate(self, size, *, dtype, device):
+        import torch
+
+        return torch.empty(size, dtype=dtype, device=device)
+
+    def __call__(self, output_tensor, input_tensor, group, op=None, async_op=False) -> None:
+        """``group`` is that of the ranks, ``op`` their sum, and both are what they use anyway."""
+        self._ranks.collect(self._collective, output_tensor, input_tensor)
+
+
+def divided(tensor) -> bool:
+    """Whether this rank holds a part of it alone (it is a DTensor)."""
+    return hasattr(tensor, "full_tensor")
+
+
+def kinds(parameters: Iterable) -> list[list]:
+    """Parameters that are whole and parameters that are divided; no operation of torch takes both.
+    Without the latter, all of them as they are."""
+    parameters = list(parameters)
+    groups = [[p for p in parameters if divided(p) == kind] for kind in (False, True)]
+    return [group for group in groups if group]
+
+
+def clip_gradients(parameters: Iterable, limit: float, ranks) -> float:
+    """torch's ``clip_grad_norm_``, also of parameters that are divided; the norm of all of them."""
+    import torch
+    from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+    groups = kinds(parameters)
+    norms = []
+    for group in groups:
+        grads = [p.grad for p in group if p.grad is not None]
+        if divided(group[0]):
+            own = get_total_norm([grad.to_local() for grad in grads])
+            norms.append(ranks.sum(own.square()).sqrt())
+        else:
+            norms.append(get_total_norm(grads))
+    norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
+    for group in groups:
+        clip_grads_with_norm_(group, limit, norm)
+    return float(norm)
+
+
+def held(tensor, parameter):
+    """What this rank holds of ``tensor``, whole and on any device, where it belongs to
+    ``parameter``; a copy where that is divided. A tensor of another shape is never divided."""
+    if not divided(parameter) or tensor.shape != parameter.shape:
+        return tensor.to(parameter.device)
+    from torch.distributed.tensor import distribute_tensor
+
+    layout = parameter.device_mesh, parameter.placements
+    return distribute_tensor(tensor, *layout, src_data_rank=None).clone()
