@@ -11,17 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 import two_ranks
-from toy_episodes import trained_base
 
-from hapo_ros.learning import interrupted
+from hapo_ros.learning import interrupted, sharding
+from hapo_ros.learning.parallel import Ranks
 from hapo_ros.policies import checkpoint
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """What two ranks made, in ``two`` and beside it, and in ``one`` the same by one."""
+    """What two ranks made, in ``two``, in ``divided`` and beside them, and in ``one`` the same by
+    one."""
     folder = tmp_path_factory.mktemp("ranks")
-    trained_base(two_ranks.table(), folder)
+    two_ranks.prepare(folder)
     script = Path(two_ranks.__file__)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     done = subprocess.run(
@@ -35,8 +36,8 @@ def folder(tmp_path_factory):
     assert "Signal 9 (SIGKILL)" in done.stderr and "rank-0.json" in str(os.listdir(folder)), (
         done.stderr
     )
-    for method in two_ranks.RUNS:
-        two_ranks.train(method, folder / "base", folder / "one" / method, device="cpu")
+    for name in two_ranks.RUNS | two_ranks.DIVIDED:
+        two_ranks.train(name, folder, folder / "one" / name, device="cpu")
     return folder
 
 
@@ -60,21 +61,64 @@ def metrics(run) -> list[dict]:
     return [{k: math.nan if v is None else v for k, v in line.items()} for line in lines]
 
 
-@pytest.mark.parametrize("method", two_ranks.RUNS)
-def test_two_ranks_do_what_one_does(folder, method):
-    """z0, weights of samples, HABC's mean, recap's threshold, draws, image shifts, at each step."""
-    lines = [metrics(folder / of / f"{method}.run") for of in ("one", "two")]
-    assert len(lines[0]) == len(lines[1]) == two_ranks.QUICK["steps"]
+@pytest.mark.parametrize(
+    ("how", "name"),
+    [("two", name) for name in two_ranks.RUNS] + [("divided", name) for name in two_ranks.DIVIDED],
+)
+def test_two_ranks_do_what_one_does(folder, how, name):
+    """z0, weights of samples, HABC's mean, recap's threshold, draws, image shifts, at each step;
+    and where the weights are divided among them."""
+    lines = [metrics(folder / of / f"{name}.run") for of in ("one", how)]
+    assert len(lines[0]) == len(lines[1]) == (two_ranks.RUNS | two_ranks.DIVIDED)[name]["steps"]
     for one, two in zip(*lines, strict=True):
         assert two == pytest.approx(one, rel=2e-3, abs=1e-6, nan_ok=True)
-    if method == "hapo_anchored":
+    if name == "hapo_anchored":
         assert lines[0][-1]["z0"] > 1e-3 and lines[0][-1]["lambda_undesirable"] < 1.0
-    elif method in ("habc", "imit_recap"):
+    elif name in ("habc", "imit_recap"):
         assert lines[0][-1].get("gate_policy", lines[0][-1].get("kept")) != 1.0
-    same_weights(folder / "one" / method, folder / "two" / method)
-    provenance = checkpoint.read_provenance(folder / "two" / method)
+    same_weights(folder / "one" / name, folder / how / name)
+    provenance = checkpoint.read_provenance(folder / how / name)
     assert provenance["ranks"] == 2
+    assert provenance["settings"]["shard_weights"] == (how == "divided")
     assert provenance["effective_batch"] == sum(provenance["batch_composition"].values()) == 8
+
+
+@pytest.mark.parametrize("name", two_ranks.DIVIDED)
+def test_a_rank_holds_half_of_the_blocks_where_weights_are_divided(found, folder, name):
+    """Of an adapter it holds everything, moments too."""
+    policy = checkpoint.load(folder / "one" / name)
+    whole = two_ranks.stored(policy.network.blocks.parameters())
+    for held in (rank["held"][name] for rank in found):
+        if name in ("bc", "chunks"):
+            assert held == {"weights": whole // 2, "gradients": whole // 2, "moments": whole}
+        else:
+            adapter = held["weights"] - whole // 2
+            assert adapter > 0 and held["moments"] == 2 * adapter
+
+
+def test_a_run_is_gone_on_with_whether_its_weights_are_divided_or_not(found, folder):
+    for rank in found:
+        *cancelled, last = rank["by turns"]
+        assert [error for error, _ in cancelled] == ["Cancelled", "Cancelled"]
+        assert last == ["nothing", ""]
+    same_weights(folder / "one" / "bc", folder / "turns")
+
+
+def test_weights_are_not_divided_by_a_process_alone(tmp_path):
+    settings = two_ranks.RUNS["bc"] | two_ranks.SHARD
+    with pytest.raises(ValueError, match=r"this one is alone, so nothing was trained\. Start"):
+        two_ranks.trainer.train_bc(two_ranks.seen(), settings, tmp_path / "new")
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_of_a_network_without_blocks_are_not_divided(folder):
+    class Two(Ranks):
+        size = 2
+
+    policy = checkpoint.load(folder / "base")
+    policy.network = policy.network.head
+    with pytest.raises(ValueError, match="family tiny_vla have no blocks whose weights can be"):
+        sharding.divide(policy, Two(), "cpu")
 
 
 def test_the_first_rank_alone_tells_how_far_it_is(found):
@@ -89,6 +133,7 @@ def test_the_first_rank_alone_tells_how_far_it_is(found):
         ("not divisible", "ValueError", r"A batch of 9 cannot be divided among 2 ranks .this is"),
         ("NaN", "Diverged", r"gradient nan at step 2\. .*The batch was: (\S+ )+steps \["),
         ("memory", "OutOfMemory", r"^On rank 1: Memory ran out"),
+        ("memory in a pass", "OutOfMemory", r"^On rank 1: Memory ran out"),
         ("cancelled", "Cancelled", r"had done 3 of 5 steps; the same command with --resume"),
     ],
 )
@@ -99,7 +144,7 @@ def test_what_ends_one_rank_ends_both_with_the_same_error(found, folder, what, k
 
 
 def test_runs_that_ended_early_left_no_checkpoint(folder):
-    for name in ("other", "odd", "nan", "memory", "killed"):
+    for name in ("other", "odd", "nan", "memory", "divided memory", "killed"):
         assert not (folder / name).exists()
 
 
@@ -118,6 +163,6 @@ def test_a_rank_that_is_gone_or_does_not_come_ends_the_other(found):
 def test_what_a_killed_run_has_kept_is_gone_on_with_by_any_number_of_ranks(folder):
     kept = torch.load(folder / "killed.run" / interrupted.NAME, weights_only=True)
     assert kept["state"]["step"] == 2
-    two_ranks.train("hapo_anchored", folder / "base", folder / "killed", resume=True, device="cpu")
+    two_ranks.train("hapo_anchored", folder, folder / "killed", resume=True, device="cpu")
     same_weights(folder / "one" / "hapo_anchored", folder / "killed")
     assert [step["step"] for step in metrics(folder / "killed.run")] == [1, 2, 3, 4, 5]
