@@ -19,8 +19,7 @@ from hapo_ros.policies import checkpoint
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """What two ranks made, in ``two``, in ``divided`` and beside them, and in ``one`` the same by
-    one."""
+    """What two ranks made, in ``two``, in ``divided`` and beside them."""
     folder = tmp_path_factory.mktemp("ranks")
     two_ranks.prepare(folder)
     script = Path(two_ranks.__file__)
@@ -36,8 +35,6 @@ def folder(tmp_path_factory):
     assert "Signal 9 (SIGKILL)" in done.stderr and "rank-0.json" in str(os.listdir(folder)), (
         done.stderr
     )
-    for name in two_ranks.RUNS | two_ranks.DIVIDED:
-        two_ranks.train(name, folder, folder / "one" / name, device="cpu")
     return folder
 
 
@@ -45,6 +42,14 @@ def folder(tmp_path_factory):
 def found(folder):
     """What became of the runs, by rank."""
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def by_one(folder, name):
+    """The checkpoint that this process alone makes, by the name of a run."""
+    made = folder / "one" / name
+    if not made.exists():
+        two_ranks.train(name, folder, made, device="cpu")
+    return made
 
 
 def same_weights(folder, other) -> None:
@@ -68,7 +73,8 @@ def metrics(run) -> list[dict]:
 def test_two_ranks_do_what_one_does(folder, how, name):
     """z0, weights of samples, HABC's mean, recap's threshold, draws, image shifts, at each step;
     and where the weights are divided among them."""
-    lines = [metrics(folder / of / f"{name}.run") for of in ("one", how)]
+    runs = by_one(folder, name), folder / how / name
+    lines = [metrics(run.with_name(f"{name}.run")) for run in runs]
     assert len(lines[0]) == len(lines[1]) == (two_ranks.RUNS | two_ranks.DIVIDED)[name]["steps"]
     for one, two in zip(*lines, strict=True):
         assert two == pytest.approx(one, rel=2e-3, abs=1e-6, nan_ok=True)
@@ -76,7 +82,7 @@ def test_two_ranks_do_what_one_does(folder, how, name):
         assert lines[0][-1]["z0"] > 1e-3 and lines[0][-1]["lambda_undesirable"] < 1.0
     elif name in ("habc", "imit_recap"):
         assert lines[0][-1].get("gate_policy", lines[0][-1].get("kept")) != 1.0
-    same_weights(folder / "one" / name, folder / how / name)
+    same_weights(*runs)
     provenance = checkpoint.read_provenance(folder / how / name)
     assert provenance["ranks"] == 2
     assert provenance["settings"]["shard_weights"] == (how == "divided")
@@ -86,7 +92,7 @@ def test_two_ranks_do_what_one_does(folder, how, name):
 @pytest.mark.parametrize("name", two_ranks.DIVIDED)
 def test_a_rank_holds_half_of_the_blocks_where_weights_are_divided(found, folder, name):
     """Of an adapter it holds everything, moments too."""
-    policy = checkpoint.load(folder / "one" / name)
+    policy = checkpoint.load(by_one(folder, name))
     whole = two_ranks.stored(policy.network.blocks.parameters())
     for held in (rank["held"][name] for rank in found):
         if name in ("bc", "chunks"):
@@ -101,7 +107,7 @@ def test_a_run_is_gone_on_with_whether_its_weights_are_divided_or_not(found, fol
         *cancelled, last = rank["by turns"]
         assert [error for error, _ in cancelled] == ["Cancelled", "Cancelled"]
         assert last == ["nothing", ""]
-    same_weights(folder / "one" / "bc", folder / "turns")
+    same_weights(by_one(folder, "bc"), folder / "turns")
 
 
 def test_weights_are_not_divided_by_a_process_alone(tmp_path):
@@ -164,5 +170,5 @@ def test_what_a_killed_run_has_kept_is_gone_on_with_by_any_number_of_ranks(folde
     kept = torch.load(folder / "killed.run" / interrupted.NAME, weights_only=True)
     assert kept["state"]["step"] == 2
     two_ranks.train("hapo_anchored", folder, folder / "killed", resume=True, device="cpu")
-    same_weights(folder / "one" / "hapo_anchored", folder / "killed")
+    same_weights(by_one(folder, "hapo_anchored"), folder / "killed")
     assert [step["step"] for step in metrics(folder / "killed.run")] == [1, 2, 3, 4, 5]

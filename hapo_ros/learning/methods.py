@@ -89,8 +89,7 @@ COMMON = {
     "shard_weights": Setting(
         False,
         bool,
-        "Divide the weights of the network's blocks among ranks, their gradients and optimizer "
-        "state: less memory, more traffic.",
+        "Divide the blocks' weights, gradients and moments among ranks: less memory, more traffic.",
     ),
     "save_every": Setting(
         200, int, "Steps between states that a killed run is resumed from; 0: none.", low=0

@@ -1,11 +1,13 @@
-"""Weights divided among ranks, for a policy that is too large for one GPU: ZeRO-3 by FSDP2.
+"""Weights divided among ranks, for a policy that is too large for one GPU.
 
-Every rank holds its part of each weight of the network's blocks, of its gradient and of what the
-optimizer keeps of it. A block's weights are gathered where it is passed, forward and backward, and
-let go; after a backward pass each rank gets its part of the summed gradients. Whatever is outside
-the blocks, and a LoRA adapter, is small, and whole on every rank.
+Of every weight of the network's blocks, of its gradient and of what the optimizer keeps of it, each
+rank holds a part (ZeRO stage 3, arXiv:1910.02054, by torch's FSDP2). A block's weights are gathered
+where it is passed, forward and backward, and let go; where a backward pass leaves it, each rank
+gets its part of the summed gradients. So all ranks have to pass the blocks equally often.
 
-So all ranks have to pass the blocks equally often and in the same order, in training or not.
+What is outside the blocks is small and stays whole on every rank. So does a LoRA adapter: of a
+large policy it is about a hundredth, and dividing it would cost a collective a block and
+micro-batch where one a step does.
 """
 
 import warnings
@@ -13,8 +15,8 @@ from collections.abc import Callable, Iterable
 
 
 def divide(policy, ranks, device: str) -> None:
-    """Divide the policy's blocks among ranks, on ``device``, where no more than one of them is
-    whole at any time; what is outside them stays where it is.
+    """Divide the weights of the policy's blocks among ranks, on ``device``, which never holds all
+    of them; what is outside the blocks stays where it is. To be called before there is an adapter.
 
     ValueError where there is one rank, or the policy's family has no such blocks.
     """
@@ -22,34 +24,36 @@ def divide(policy, ranks, device: str) -> None:
     import torch.distributed as dist
     from torch.distributed.fsdp import fully_shard
 
+    from hapo_ros.policies.network import Blocks
+
     if ranks.size == 1:
         raise ValueError(
             "With shard_weights every process holds a part of the weights, and this one is alone, "
             "so nothing was trained. Start several by torchrun, or use shard_weights=false."
         )
-    network = policy.network
-    if not hasattr(network, "blocks"):
+    blocks = getattr(policy.network, "blocks", None)
+    if not isinstance(blocks, Blocks):
         raise ValueError(
             f"Policies of family {policy.family} have no blocks whose weights can be divided, so "
             "nothing was trained. Use shard_weights=false."
         )
-    # FSDP2 fears that what a block returns, views of what it computed, is written to; nothing does
+    # keys and values are views, which would go wrong if something wrote to them; nothing does
     warnings.filterwarnings("ignore", r"FSDP2-wrapped module .* returned a view", UserWarning)
     mesh = ranks.mesh(torch.device(device).type)
-    for block in network.blocks:
+    for block in blocks:
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
         block.set_custom_all_gather(_Collective(ranks, dist.all_gather_single))
         block.set_custom_reduce_scatter(_Collective(ranks, dist.reduce_scatter_single))
         # losses are divided by the effective batch's size already: gradients are sums
         block.set_gradient_divide_factor(1.0)
         block.set_force_sum_reduction_for_comms(True)
-    fully_shard(network.blocks, mesh=mesh)  # what joins them, so that one is gathered ahead
-    network.in_step = True
+    fully_shard(blocks, mesh=mesh)  # no weights of its own; so each knows which comes next
+    blocks.in_step = True
 
 
 class _Collective:
-    """What FSDP2 gathers weights or reduces gradients with: only after the ranks have told each
-    other that they are well, as in all that they do together (``parallel.Group``)."""
+    """What FSDP2 gathers weights or sums gradients with, so that the ranks tell each other before
+    that they are well, as in all that they do together (``parallel.Group``)."""
 
     def __init__(self, ranks, collective: Callable):
         self._ranks, self._collective = ranks, collective
@@ -60,7 +64,7 @@ class _Collective:
         return torch.empty(size, dtype=dtype, device=device)
 
     def __call__(self, output_tensor, input_tensor, group, op=None, async_op=False) -> None:
-        """``group`` is that of the ranks, ``op`` their sum, and both are what they use anyway."""
+        """group: that of the ranks. op: a sum, which it is anyway."""
         self._ranks.collect(self._collective, output_tensor, input_tensor)
 
 
@@ -70,15 +74,16 @@ def divided(tensor) -> bool:
 
 
 def kinds(parameters: Iterable) -> list[list]:
-    """Parameters that are whole and parameters that are divided; no operation of torch takes both.
-    Without the latter, all of them as they are."""
+    """Parameters that are whole, then those that are divided, without an empty list: torch's
+    operations on many tensors take one kind alone."""
     parameters = list(parameters)
     groups = [[p for p in parameters if divided(p) == kind] for kind in (False, True)]
     return [group for group in groups if group]
 
 
 def clip_gradients(parameters: Iterable, limit: float, ranks) -> float:
-    """torch's ``clip_grad_norm_``, also of parameters that are divided; the norm of all of them."""
+    """torch's ``clip_grad_norm_``, by the norm of all gradients, those that are divided too; that
+    norm."""
     import torch
     from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
@@ -98,8 +103,8 @@ def clip_gradients(parameters: Iterable, limit: float, ranks) -> float:
 
 
 def held(tensor, parameter):
-    """What this rank holds of ``tensor``, whole and on any device, where it belongs to
-    ``parameter``; a copy where that is divided. A tensor of another shape is never divided."""
+    """What this rank holds of a whole tensor on any device that belongs to ``parameter``: its part
+    where that is divided and of the same shape, a copy; else all of it."""
     if not divided(parameter) or tensor.shape != parameter.shape:
         return tensor.to(parameter.device)
     from torch.distributed.tensor import distribute_tensor

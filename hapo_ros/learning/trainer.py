@@ -204,6 +204,7 @@ def _run(
 ) -> Trained:
     output = Path(output)
     parent = policy.version
+    # whether weights are divided changes nothing but rounding: it is gone on with either way
     identity = {
         "method": method,
         "base": parent,
@@ -217,6 +218,7 @@ def _run(
         folder = last_folder(folder)
         state = ranks.from_first(lambda: interrupted.read(folder, identity))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    # first, as a whole network may be too large for the device
     if settings["shard_weights"]:
         sharding.divide(policy, ranks, device)
     policy.to(device)

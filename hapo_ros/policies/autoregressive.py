@@ -105,8 +105,8 @@ class TokenPolicy(SmallPolicy):
 
     def _generate(self, prefix, count: int):
         """Greedy tokens (B, L), (B, L) bool which belong to the answer, those up to its ``end``,
-        and their (B, L) probabilities, one slot after the other until every answer has ended; all
-        of them where other processes' answers may not have (``in_step``)."""
+        and their (B, L) probabilities, one slot after the other until every answer has ended;
+        every slot where those of other processes may not have (``network.Blocks.in_step``)."""
         token = torch.zeros(count, 1, dtype=torch.long, device=self.device)
         going = torch.ones(count, 1, dtype=torch.bool, device=self.device)
         slots = []
@@ -118,6 +118,6 @@ class TokenPolicy(SmallPolicy):
             probability, token = logits[:, 0].softmax(-1).max(-1, keepdim=True)
             slots.append((token, going, probability))
             going = going & (token != self.end)
-            if not (going.any() or self.network.in_step):
+            if not (going.any() or self.network.blocks.in_step):
                 break
         return tuple(torch.cat(column, 1) for column in zip(*slots, strict=True))

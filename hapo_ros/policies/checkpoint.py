@@ -30,8 +30,8 @@ def save(policy, folder, provenance: dict, *, merge: bool = True, base=None, wei
     """Write ``policy`` as the new checkpoint ``folder``; returns its version and sets it.
 
     merge: True: one self-contained set of weights. False: only the LoRA adapter of a policy whose
-    ``base`` (folder of a full checkpoint) is given. weights: the network's state dict, where a
-    training has divided it among processes; merged. Raises FileExistsError where ``folder``
+    ``base`` (folder of a full checkpoint) is given. weights: with merge, the network's state dict
+    where that holds a part alone (``learning.sharding``). Raises FileExistsError where ``folder``
     exists, ValueError for weights that are not finite or an adapter without its base.
     """
     from safetensors.torch import save as serialised

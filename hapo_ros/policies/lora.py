@@ -55,7 +55,7 @@ def adapter_off(policy):
 def merged_state(policy, weights: dict | None = None) -> dict:
     """State dict of the plain network that computes what this one does; changes nothing.
 
-    weights: the network's own state dict, as far as that is not the network's (``sharding``).
+    weights: its state dict, on any device, where the network holds a part alone (``sharding``).
     """
     state = {}
     adapted = layers(policy)

@@ -88,10 +88,15 @@ class Block(nn.Module):
 
 
 class Blocks(nn.ModuleList):
-    """Transformer blocks, one after the other."""
+    """Transformer blocks, one after the other.
+
+    in_step: other processes pass them with this one, and have to as often (``learning.sharding``).
+    """
+
+    in_step = False
 
     def forward(self, x, mask, past=None, recompute: bool = False):
-        """As of one block; past, and what is returned beside x, has keys and values of each.
+        """As one of them; past, and what is returned beside x, are a list of theirs.
 
         recompute: keep a block's inputs and outputs alone for the backward pass.
         """
@@ -128,7 +133,6 @@ class Observer(nn.Module):
         self.blocks = Blocks(Block(width, heads) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
         self.recompute = False  # see Blocks
-        self.in_step = False  # other processes pass the blocks with this one, equally often
 
     def scale_weights(self, *embeddings: nn.Embedding) -> None:
         """Initial sizes of the words and other embeddings, and of what each block adds."""
