@@ -145,7 +145,7 @@ def stored(tensors) -> int:
 def main(folder: Path) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # torchrun's, once the other rank was killed
     signal.alarm(int(DEADLINE_S))  # also where torchrun itself was killed
-    trainer.Training = Weighed
+    trainer.Training = Weighed  # it trains as before
     with parallel.started() as ranks:
         second = ranks.rank == 1
         told = []
@@ -210,11 +210,13 @@ def run_out_in_a_pass(update) -> None:
 def by_turns(folder: Path, ranks, stop_at: int, resume: bool, more: dict) -> list[str]:
     """A part of a run of bc, until so many steps are done."""
     told = []
-    options = {"resume": resume, "more": more, "progress": told.append}
-    cancelled = lambda: bool(told) and told[-1]["step"] == stop_at  # noqa: E731
-    return ended(
-        lambda: train("bc", folder, folder / "turns", ranks=ranks, cancelled=cancelled, **options)
-    )
+    options = {
+        "progress": told.append,
+        "cancelled": lambda: bool(told) and told[-1]["step"] == stop_at,
+        "resume": resume,
+        "more": more,
+    }
+    return ended(lambda: train("bc", folder, folder / "turns", ranks=ranks, **options))
 
 
 def write(folder: Path, rank: int, found: dict) -> None:
