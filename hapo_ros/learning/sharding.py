@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterable
 
 
 def divide(policy, ranks, device: str) -> None:
-    """Divide the weights of the policy's blocks among ranks, on ``device``, which never holds all
-    of them; what is outside the blocks stays where it is. To be called before there is an adapter.
+    """Divide the weights of the policy's blocks among ranks, on ``device``, one after the other: a
+    GPU never holds all of them. What is outside the blocks stays where it is. To be called before
+    there is an adapter.
 
     ValueError where there is one rank, or the policy's family has no such blocks.
     """
