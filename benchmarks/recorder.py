@@ -224,7 +224,7 @@ def run_ros2_bag(robot: RobotSide, folder: Path, rate_hz: float, seconds: float)
     log = (folder / "ros2_bag.log").open("wb")
     process = subprocess.Popen(
         ["ros2", "bag", "record", "-s", "mcap", "--storage-preset-profile", "zstd_fast"]
-        + ["-o", str(bag), "--topics", *robot.publishers],
+        + ["-o", str(bag), "--topics", *(f"/{topic}" for topic in robot.publishers)],
         stdout=log,
         stderr=log,
         start_new_session=True,
