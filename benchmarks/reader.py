@@ -108,6 +108,7 @@ def main() -> None:
     parser.add_argument("--bags", help="episodes with images; by default Lift demonstrations")
     parser.add_argument("--episodes", type=int, default=10, help="of those to collect")
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--no-video", action="store_true", help="where LeRobot decodes none")
     parser.add_argument("--record", help="JSON file for the result")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--path", type=Path, help=argparse.SUPPRESS)
@@ -130,14 +131,17 @@ def main() -> None:
             collect(bags, "Lift", list(range(1, arguments.episodes + 1)), workers=0,
                     cameras=cameras, object_state=False)  # fmt: skip
         export_episodes("lerobot", [bags], root / "images", Options())
-        export_episodes("lerobot", [bags], root / "video", Options(video=True))
-        rows = []
-        for name, python, what, path, workers in (
+        readers = [
             ("bags", sys.executable, "bags", bags, 0),
             ("LeRobotDataset, PNG in Parquet", arguments.lerobot, "lerobot", root / "images", 0),
             ("the same, 2 workers", arguments.lerobot, "lerobot", root / "images", 2),
-            ("LeRobotDataset, video", arguments.lerobot, "lerobot", root / "video", 0),
-        ):
+        ]
+        if not arguments.no_video:
+            export_episodes("lerobot", [bags], root / "video", Options(video=True))
+            video = "LeRobotDataset, video", arguments.lerobot, "lerobot", root / "video", 0
+            readers.append(video)
+        rows = []
+        for name, python, what, path, workers in readers:
             row = {"reader": name} | measure(python, what, path, arguments.epochs, workers)
             rows.append(row)
             print(
