@@ -355,6 +355,28 @@ def test_a_training_tells_how_far_it_is_and_names_its_checkpoint(graph, policies
     assert not children_of_the_optimizer(graph)
 
 
+def test_the_review_page_starts_a_training_and_follows_it(graph, policies, recordings, tmp_path):
+    from hapo_ros.policies import checkpoint
+    from hapo_ros.review.training import Training
+
+    shutil.copytree(policies["served"], tmp_path / "served")
+    training, told = Training(tmp_path), []
+
+    def ended():
+        told.append(training.status())
+        return told[-1]["state"] != "running"
+
+    settings = {"steps": 4, "batch_size": 8}
+    training.start(recordings, "served", "hapo_anchored", "better", settings)
+    graph.until(ended)
+    assert told[-1]["state"] == "done", told[-1]["text"]
+    assert told[-1]["checkpoint"] == str(tmp_path / "better")
+    assert any(each.get("step") for each in told)
+    provenance = checkpoint.read_provenance(tmp_path / "better")
+    assert len(provenance["bags"]) == len(recordings)
+    assert "better" in training.bases()
+
+
 def test_a_goal_that_is_not_answered_is_asked_for_again_and_begun_once(graph, policies, recordings):
     from hapo_ros.nodes.gateway import ANSWER_S
 
