@@ -97,11 +97,8 @@ def export_episodes(
     if output.exists():
         raise FileExistsError(f"{output} exists already. Nothing was overwritten. Choose another.")
     readers, skipped = open_episodes(bags, accept_recovered=accept_recovered)
-    excluded = [reader for reader in readers if reader.excluded]
-    readers = [reader for reader in readers if reader not in excluded]
     summary = Summary(output, skipped=[item.reason for item in skipped])
-    summary.reasons = [item.name for item in skipped] + ["excluded"] * len(excluded)
-    summary.skipped += [f"{reader.path}: It was excluded in review." for reader in excluded]
+    summary.reasons = [item.name for item in skipped]
     if not readers:
         raise ValueError(" ".join(["There is no episode to export.", *summary.skipped]))
     output.parent.mkdir(parents=True, exist_ok=True)
