@@ -4,6 +4,7 @@ Works where nothing is installed: libraries are imported in processes of their o
 or hang without harm. Takes at most ten seconds, and the time of looking at the cap if asked to.
 """
 
+import fcntl
 import importlib.util
 import os
 import re
@@ -28,6 +29,8 @@ _NODES = ("deploy", "spacemouse")
 PROBE_S = 7.0  # all probes together; they run side by side
 PYTHONS = ((3, 10), (3, 13))
 MIN_FREE_GB, GOOD_FREE_GB = 1.0, 10.0  # an hour of episodes with two small cameras is about 3 GB
+MIN_SHARED_MB = 32.0  # a node takes about 1 MB, a deployment has eight
+STARTING_S = 2.0
 RULE_TARGET = "/etc/udev/rules.d/70-spacemouse.rules"
 # What rendering without a screen needs of Debian and Ubuntu; scripts/setup.sh installs the same.
 GL_PACKAGES = "libegl1 libegl-mesa0 libgl1 libgl1-mesa-dri"
@@ -121,6 +124,7 @@ def checks(live_s: float = 0.0, use: str = "simulation") -> list[Check]:
         libraries = [pool.submit(_library, library, use, deadline_s) for library in LIBRARIES]
         found = [_python(), *(future.result() for future in libraries), render.result()]
         found += [rclpy.result(), _messages(use), _launch(), _domain(os.environ)]
+        found += [_shared_memory(Path("/dev/shm"))]
     mouse = [_hidapi(), *_spacemouse(Path("/sys/class/hidraw"), Path("/dev"))]
     mouse += [_live_axes(live_s)] if live_s > 0 else []
     if use == "spacemouse":
@@ -338,6 +342,52 @@ def _domain(environment) -> Check:
         text = f"{found}: shared with every ROS 2 robot on this network"
         return Check(name, WARN, text, "export ROS_DOMAIN_ID=42")
     return Check(name, OK, found)
+
+
+def _shared_memory(folder: Path) -> Check:
+    """Room for the nodes' segments, and whether nodes that were killed have left theirs."""
+    name = "shared memory"
+    if not folder.is_dir():
+        return Check(name, WARN, f"{folder} is missing: nodes talk over the network only")
+    dead = [path for path in _segment_locks(folder) if _left_behind(path)]
+    left_mb = sum(_size_mb(path.with_name(path.name.removesuffix("_el"))) for path in dead)
+    free_mb = shutil.disk_usage(folder).free / 1e6
+    found = f"{free_mb:.0f} MB free in {folder}"
+    if dead:
+        text = f"{found}; {left_mb:.0f} MB in {len(dead)} segments are of nodes that were killed"
+        beside = Path(sys.executable).with_name("fastdds")
+        return Check(name, WARN, text, f"{beside if beside.exists() else 'fastdds'} shm clean")
+    if free_mb < MIN_SHARED_MB:
+        text = f"{found}: too little, nodes may not hear each other"
+        return Check(name, WARN, text, f"ls -lS {folder}; in a container: docker run --shm-size=1g")
+    return Check(name, OK, found)
+
+
+def _segment_locks(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("fastrtps_*_el") if "_port" not in path.name]
+
+
+def _left_behind(path: Path) -> bool:
+    """Whether the process that a lock of Fast DDS belongs to has ended without removing it.
+
+    A process locks the file as it makes it, and until it ends. One that was made just now is left
+    alone: taking its lock, even for a moment, could end a node that is starting.
+    """
+    try:
+        if time.time() - path.stat().st_mtime < STARTING_S:
+            return False
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:  # locked, another user's, or gone meanwhile
+        return False
+    return True
+
+
+def _size_mb(path: Path) -> float:
+    try:
+        return path.stat().st_blocks * 512 / 1e6
+    except OSError:
+        return 0.0
 
 
 # The SpaceMouse

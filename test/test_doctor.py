@@ -43,7 +43,7 @@ def test_everything_is_looked_at_within_ten_seconds():
     assert min(took_s) < 10
     names = [check.name for check in found]
     for name in ("Python", "torch", "robosuite", "rendering", "rclpy", "hapo_ros.msg", "hidapi",
-                 "SpaceMouse", "ROS domain", "disk"):  # fmt: skip
+                 "SpaceMouse", "ROS domain", "shared memory", "disk"):  # fmt: skip
         assert name in names
     for check in found:
         assert check.status in (OK, WARN, FAIL) and check.found
@@ -175,6 +175,57 @@ def test_a_crashing_probe_is_reported_by_its_exit_code():
 def test_the_ros_domain_is_judged(environment, status):
     found = doctor._domain(environment)
     assert found.status == status and bool(found.fix) == (status != OK)
+
+
+def test_shared_memory_of_nodes_that_were_killed_is_told_and_of_running_ones_is_not(tmp_path):
+    code = (
+        "import rclpy; rclpy.init(); node = rclpy.create_node('n'); print('up', flush=True);"
+        "rclpy.spin(node)"
+    )
+    local = {"ROS_DOMAIN_ID": "77", "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
+    before = set(doctor._segment_locks(Path("/dev/shm")))
+    node = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=os.environ | local
+    )
+    try:
+        assert node.stdout.readline() == "up\n"
+        maps = Path(f"/proc/{node.pid}/maps").read_text()
+        made = {
+            path
+            for path in set(doctor._segment_locks(Path("/dev/shm"))) - before
+            if path.name.removesuffix("_el") in maps
+        }
+        assert made
+        for path in made:  # as if they had been made some time ago
+            os.utime(path, (0, 0))
+        assert not any(doctor._left_behind(path) for path in made)
+    finally:
+        node.kill()
+        node.communicate(timeout=10)
+    try:
+        assert all(doctor._left_behind(path) for path in made)
+        found = doctor._shared_memory(Path("/dev/shm"))
+        assert found.status == WARN and "were killed" in found.found
+        assert found.fix.endswith("fastdds shm clean")
+    finally:
+        for path in made:
+            for file in (path, path.with_name(path.name.removesuffix("_el"))):
+                file.unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize(("free_mb", "status"), [(8, WARN), (500, OK)])
+def test_shared_memory_that_is_too_small_is_told(monkeypatch, tmp_path, free_mb, status):
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: SimpleNamespace(free=free_mb * 1e6))
+    assert doctor._shared_memory(tmp_path).status == status
+    assert doctor._shared_memory(tmp_path / "none").status == WARN
+
+
+def test_shared_memory_of_a_node_that_is_just_starting_is_left_alone(tmp_path):
+    lock = tmp_path / "fastrtps_0123456789abcdef_el"
+    lock.touch()
+    assert doctor._shared_memory(tmp_path).status == OK
+    os.utime(lock, (0, 0))
+    assert doctor._shared_memory(tmp_path).status == WARN
 
 
 def kernel(folder, name, hid_id, product):
