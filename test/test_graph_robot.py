@@ -11,9 +11,10 @@ from ruamel.yaml import YAML
 
 from hapo_ros import labels, topics
 from hapo_ros.arbitration import Applied, Authority, Reason
-from hapo_ros.episodes import EpisodeReader
+from hapo_ros.episodes import BadEpisode, EpisodeReader
 from hapo_ros.episodes.contents import load
 from hapo_ros.resources import resource
+from hapo_ros.supervisor import DeploymentError
 
 pytest.importorskip("rclpy")
 pytest.importorskip("hapo_ros.msg", exc_type=ImportError)
@@ -129,6 +130,27 @@ def test_a_robot_that_falls_silent_ends_the_recording_and_not_the_run(tmp_path, 
     contents = load(Path(state["bag"]))
     assert not contents.result.complete
     assert "The observation was lost: camera agentview" in contents.result.note
+
+
+def test_the_death_of_the_assembler_stops_the_arm_and_ends_the_run_with_a_sentence(
+    tmp_path, policy, ros_domain
+):
+    from geometry_msgs.msg import TwistStamped
+
+    twists = []
+    with nothing_left_running(), Probe(ros_domain) as probe:
+        probe.node.create_subscription(
+            TwistStamped, "/simulated_robot/delta_twist_cmds", twists.append, 100
+        )
+        with graph(tmp_path, policy, operator="none") as running:
+            episode = running.start_episode()
+            running.until(lambda: [t for t in twists if t.twist.linear.x])
+            running.kill("observation_assembler")
+            with pytest.raises(DeploymentError, match="observation_assembler ended with signal 9"):
+                running.until(lambda: False)
+    assert not any((twists[-1].twist.linear.x, twists[-1].twist.angular.x))
+    with pytest.raises(BadEpisode, match="Recording ended early"):
+        EpisodeReader(tmp_path / "bags" / episode)
 
 
 def test_an_arbiter_that_dies_leaves_the_arm_stopped_and_holds_when_it_is_back(

@@ -338,6 +338,13 @@ def children_of_the_optimizer(graph) -> list[int]:
     return [int(word) for task in tasks for word in task.read_text().split()]
 
 
+def end_the_optimizer(graph) -> None:
+    """That of the deployment, where it still runs; a test starts its own."""
+    if pid := graph.supervisor.pid("optimizer"):
+        os.kill(pid, signal.SIGTERM)
+        graph.until(lambda: graph.supervisor.pid("optimizer") is None)
+
+
 def test_a_training_tells_how_far_it_is_and_names_its_checkpoint(graph, policies, recordings):
     from hapo_ros.policies import checkpoint
 
@@ -551,14 +558,13 @@ def test_every_parameter_of_every_node_is_described_and_typed(graph, module_ros_
 
 
 def test_an_optimizer_that_is_stopped_takes_its_training_with_it(graph, policies, recordings):
-    """Only one test may follow: an optimizer that ended is not started again."""
+    """Those that follow start their own: an optimizer that ended is not started again."""
     wanted = goal(graph, policies, recordings, "stopped", steps=1_000_000)
     replies = graph.gateway.replies(graph.gateway.begin("optimize", **wanted), 60.0)
     next(said for said in replies if said and "feedback" in said)
     children = children_of_the_optimizer(graph)
     assert children and all(map(is_alive, children))
-    os.kill(graph.supervisor.pid("optimizer"), signal.SIGTERM)
-    graph.until(lambda: graph.supervisor.pid("optimizer") is None)
+    end_the_optimizer(graph)
     graph.until(lambda: not any(map(is_alive, children)))
     told = "optimizer ended with exit code 0. The run goes on without it"
     graph.until(lambda: any(said.startswith(told) for said in graph.said))
@@ -569,13 +575,25 @@ def test_an_optimizer_that_is_stopped_takes_its_training_with_it(graph, policies
     assert graph.end_episode(episode_id)["ok"]
 
 
+def test_the_training_of_an_optimizer_that_was_killed_ends_with_it(graph, policies, recordings):
+    end_the_optimizer(graph)
+    log = graph.logs / "killed_optimizer.log"
+    with nothing_left_running() as running:
+        optimizer = start_node("optimizer", log)
+        wanted = goal(graph, policies, recordings, "killed", steps=1_000_000)
+        replies = graph.gateway.replies(graph.gateway.begin("optimize", **wanted), 60.0)
+        next(said for said in replies if said and "feedback" in said)
+        assert len(running()) > 1  # it and the training
+        optimizer.kill()
+        optimizer.wait(10.0)
+    assert not (graph.folder / "trained" / "killed").exists()
+
+
 def test_what_libraries_print_is_not_taken_for_the_trainings_words(
     graph, policies, recordings, monkeypatch
 ):
     """MKL tells on stdout of every product that it computes, where that is asked for."""
-    if pid := graph.supervisor.pid("optimizer"):
-        os.kill(pid, signal.SIGTERM)
-        graph.until(lambda: graph.supervisor.pid("optimizer") is None)
+    end_the_optimizer(graph)
     monkeypatch.setenv("MKL_VERBOSE", "1")
     log = graph.logs / "talkative_optimizer.log"
     optimizer = start_node("optimizer", log)

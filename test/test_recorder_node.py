@@ -82,9 +82,9 @@ class Deployed:
     def decide(self, sequence, **known):
         self.publishers[topics.EXECUTED_ACTION].publish(decision_message(sequence, **known))
 
-    def report(self, authority, reason):
+    def report(self, authority, reason, **known):
         """The arbiter's status."""
-        message = messages.authority_status_message(self.types, 0, authority, reason)
+        message = messages.authority_status_message(self.types, 0, authority, reason, **known)
         self.publishers[topics.AUTHORITY_STATUS].publish(message)
 
     def end(self, last_sequence=-1, episode_id="ep"):
@@ -324,6 +324,7 @@ def test_a_recorder_says_on_diagnostics_how_it_is(recorder, probe):
     wait_for(lambda: says(DiagnosticStatus.OK, state="IDLE", episode="", messages="0"))
     assert int({value.key: value.value for value in diagnosed(probe).values}["free_mib"]) > 0
     deployed.started()
+    deployed.report(Authority.POLICY, Reason.POLICY_ACTS, episode_id="ep")
     deployed.decide(0, x=float("nan"))
     for sequence in range(40):
         deployed.observe(sequence, without=[topics.JOINT_STATE] if sequence == 3 else [])
@@ -333,6 +334,19 @@ def test_a_recorder_says_on_diagnostics_how_it_is(recorder, probe):
     deployed.end(last_sequence=39)
     deployed.started("next")
     wait_for(lambda: says(DiagnosticStatus.OK, state="RUNNING", episode="next", lost=""))
+
+
+def test_an_arbiter_that_takes_no_part_in_the_episode_is_told(recorder, probe):
+    """It may not hear: a message that got lost, a topic that was remapped for it alone."""
+    from diagnostic_msgs.msg import DiagnosticStatus
+
+    deployed = Deployed(probe)
+    deployed.report(Authority.HOLD, Reason.NO_EPISODE)
+    deployed.started()
+    wait_for(lambda: diagnosed(probe).level == DiagnosticStatus.ERROR)
+    assert "The arbiter takes no part in episode ep" in diagnosed(probe).message
+    deployed.report(Authority.POLICY, Reason.POLICY_ACTS, episode_id="ep")
+    wait_for(lambda: diagnosed(probe).level == DiagnosticStatus.OK)
 
 
 JUMPING = """

@@ -37,6 +37,7 @@ from hapo_ros.srv import DiscardEpisode, EndEpisode, StartEpisode
 
 POLL_S, CLOSING_POLL_S = 0.1, 0.01  # between two looks; every one costs about a millisecond
 ADAPT_S = 1.0
+JOIN_S = 3.0  # within which an arbiter, also one that was started again, follows an episode
 # Deeper than a reader of the present status needs: every one is recorded.
 EVERY_STATUS = QoSProfile(
     depth=50, reliability=STATUS.reliability, durability=DurabilityPolicy.TRANSIENT_LOCAL
@@ -69,6 +70,7 @@ class Recorder(HapoNode):
         self._malformed: Counter[str] = Counter()  # by topic
         self._tick_stamp_ns = 0  # of the newest tick, over all episodes
         self._clock_watch: ClockWatch | None = None  # of the running episode
+        self._followed_s = 0.0  # when the arbiter was last known to take part in it
         self._lost: dict[str, int] = {}  # of the last episode
         self._failure = ""  # of the last recording: why there is no whole bag of it
         self._closing: Future | None = None
@@ -245,6 +247,7 @@ class Recorder(HapoNode):
             response.text = str(error)
             return response
         self._clock_watch = ClockWatch(time.time(), self.now_s())
+        self._followed_s = self.now_s()
         self._lost, self._failure = {}, ""
         self._publish_state(EpisodeState.RUNNING)
         response.ok, response.episode_id = True, info.episode_id
@@ -396,6 +399,13 @@ class Recorder(HapoNode):
         level, text = DiagnosticStatus.OK, "Recording." if writer else "Ready."
         if self._failure:
             level, text = DiagnosticStatus.ERROR, self._failure
+        elif writer is not None and self._is_alone():
+            level = DiagnosticStatus.ERROR
+            text = (
+                f"The arbiter takes no part in episode {writer.info.episode_id}: nothing is "
+                "decided, and nothing of it can be learned from. End it and start the deployment "
+                "again; hapo doctor looks for what keeps nodes from hearing each other."
+            )
         elif free_mib < needed_mib:
             level = DiagnosticStatus.WARN
             text = f"{free_mib} MiB are free and an episode needs {needed_mib}. Free some space."
@@ -410,6 +420,13 @@ class Recorder(HapoNode):
             "free_mib": free_mib,
         }
         return level, text, known
+
+    def _is_alone(self) -> bool:
+        """Whether the arbiter has known of another episode, or none, for longer than it takes."""
+        now_s, status = self.now_s(), self._status
+        if status is not None and status.episode_id == self._writer.info.episode_id:
+            self._followed_s = now_s
+        return now_s - self._followed_s > JOIN_S
 
     def _free_mib(self) -> int:
         try:
