@@ -138,15 +138,22 @@ def test_without_the_hands_pose_the_tools_frame_is_unknown_and_with_it_the_motio
     assert moved.action[:3].tolist() == pytest.approx([0, 0.5, 0], abs=1e-6)
 
 
-@pytest.mark.parametrize("durability", ["TRANSIENT_LOCAL", "VOLATILE"])
-def test_an_estop_is_latched_and_cleared_only_when_it_is_released(around, durability):
-    from rclpy.qos import DurabilityPolicy, QoSProfile
+@pytest.mark.parametrize(
+    ("durability", "reliability"),
+    [("TRANSIENT_LOCAL", "RELIABLE"), ("VOLATILE", "RELIABLE"), ("VOLATILE", "BEST_EFFORT")],
+)
+def test_an_estop_is_latched_and_cleared_only_when_it_is_released(around, durability, reliability):
+    from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
     from std_msgs.msg import Bool
 
     from hapo_ros.srv import RequestAuthority
 
     node = around.probe.node
-    qos = QoSProfile(depth=1, durability=DurabilityPolicy[durability])
+    qos = QoSProfile(
+        depth=1,
+        durability=DurabilityPolicy[durability],
+        reliability=ReliabilityPolicy[reliability],
+    )
     estop = node.create_publisher(Bool, topics.ESTOP, qos)
     client = node.create_client(RequestAuthority, topics.REQUEST_AUTHORITY)
     wait_for(lambda: estop.get_subscription_count() >= 1 and client.service_is_ready())
@@ -192,6 +199,42 @@ def test_an_arbiter_that_is_started_under_a_pressed_estop_is_in_fault(start, pro
     executed = probe.listen(topics.EXECUTED_ACTION)
     wait_for(lambda: executed and executed[-1].authority == Authority.FAULT)
     assert executed[-1].reason == Reason.ESTOPPED and not any(executed[-1].action[:6])
+
+
+def test_what_an_arbiter_that_is_killed_had_latched_is_latched_by_the_next_one(start, probe):
+    """Without an episode, whose ticks would tell; by an e-stop that tells of changes only."""
+    from rclpy.qos import QoSProfile
+    from std_msgs.msg import Bool
+
+    estop = probe.node.create_publisher(Bool, topics.ESTOP, QoSProfile(depth=1))
+    status = probe.listen(topics.AUTHORITY_STATUS)
+
+    def in_fault(reason):
+        return status and (status[-1].authority, status[-1].reason) == (Authority.FAULT, reason)
+
+    def killed(arbiter):
+        arbiter.kill()
+        arbiter.wait(10)
+        status.clear()
+
+    arbiter = start("arbiter", on_device_lost="continue")
+    wait_for(lambda: status and estop.get_subscription_count())
+    estop.publish(Bool(data=True))
+    wait_for(lambda: in_fault(Reason.ESTOPPED))
+    killed(arbiter)
+    arbiter = start("arbiter", on_device_lost="continue")
+    wait_for(lambda: in_fault(Reason.RESTARTED_IN_FAULT))
+    around = Around(probe)
+    refused = around.request(Event.CLEAR_FAULT)
+    assert not refused.ok and "still pressed" in refused.text
+    wait_for(estop.get_subscription_count)
+    estop.publish(Bool(data=False))
+    wait_for(lambda: around.request(Event.CLEAR_FAULT).ok)
+    wait_for(lambda: status[-1].reason == Reason.FAULT_CLEARED)
+    killed(arbiter)
+    start("arbiter", on_device_lost="continue")
+    wait_for(lambda: status)
+    assert status[-1].authority == Authority.HOLD
 
 
 def test_a_second_arbiter_is_a_fault_of_both_which_name_each_other(around, start):
@@ -276,6 +319,30 @@ def test_a_twist_of_another_frame_is_refused_and_counted(around):
         around.publishers[name].publish(message)
     assert around.policy_step(1).label == labels.POLICY
     wait_for(lambda: int(diagnosis(around).get("device_reports_refused", 0)) >= 1)
+
+
+def test_while_a_human_has_the_arm_a_report_that_cannot_be_read_holds_it_at_once(around):
+    around.begin()
+    around.device(0.0)
+    around.device(0.5)
+    around.tick(1)
+    assert around.decided(1).action[0] == pytest.approx(0.5)
+    axes = np.array([0.9, 0, 0, 0, 0, 0], np.float32)
+    built = messages.operator_messages(
+        around.types, axes, (0, 0), axes.astype(np.float64), time.time_ns(), "some_camera"
+    )
+    for name, message in built.items():
+        around.publishers[name].publish(message)
+    sequence = iter(range(2, 10_000))
+
+    def held():
+        number = next(sequence)
+        around.tick(number)
+        decision = around.decided(number)
+        assert decision.authority == Authority.HUMAN
+        return decision.reason == Reason.DEVICE_INVALID and not any(decision.action[:6])
+
+    wait_for(held)
 
 
 def diagnosis(around) -> dict:
@@ -399,6 +466,33 @@ def test_an_arbiter_that_was_restarted_before_the_first_decision_holds_too(start
     assert around.request(Event.RESUME).ok
     around.tick(1, epoch=first.epoch)
     assert around.decided(1).authority == Authority.POLICY
+
+
+SET_BACK = """
+import sys
+from pathlib import Path
+
+from hapo_ros.nodes.common import HapoNode
+
+real, is_set = HapoNode.ros_now_ns, Path(__file__).with_name("clock is set")
+HapoNode.ros_now_ns = lambda self: real(self) - is_set.exists() * 1000 * 10**9
+
+from hapo_ros.nodes.arbiter import main
+
+sys.exit(main())
+"""
+
+
+def test_a_wall_clock_that_is_set_back_makes_no_episode_one_that_was_joined(
+    start, probe, tmp_path, monkeypatch
+):
+    script = tmp_path / "arbiter_with_a_clock.py"
+    script.write_text(SET_BACK)
+    start(str(script), on_device_lost="continue", **PATIENT)
+    around = Around(probe)
+    (tmp_path / "clock is set").touch()
+    monkeypatch.setattr(time, "time_ns", lambda real=time.time_ns: real() - 1000 * 10**9)
+    around.begin()
 
 
 def test_a_fault_is_still_latched_after_the_arbiter_was_restarted(around):

@@ -110,8 +110,8 @@ class Rig:
         events = [*options.pop("events", ()), event]
         return self.tick(*reports, events=events, **options)
 
-    def move(self, cap=0.5, **known):
-        return self.tick(self.report(cap, **known))
+    def move(self, cap=0.5, press=(), axis=0, twist=None, **told):
+        return self.tick(self.report(cap, press=press, axis=axis, twist=twist), **told)
 
     def press(self, button, cap=0.0):
         return self.tick(self.report(cap, press=[button]))
@@ -119,11 +119,11 @@ class Rig:
     def send(self, *events, **options):
         return self.tick(events=events, **options)
 
-    def timer(self, *reports, events=()):
+    def timer(self, *reports, events=(), pose=None):
         """No tick came: the arbiter's own timer."""
         self.now_s += PERIOD_S
         human = [replace(report, received_s=self.now_s) for report in reports]
-        return self.arbiter.step(self.now_s, None, None, human, events)
+        return self.arbiter.step(self.now_s, None, None, human, events, pose)
 
 
 def rig(authority=Authority.POLICY, **config) -> Rig:
@@ -184,7 +184,7 @@ STIMULI = {
 } | {
     Trigger[event.name]: lambda made, event=event: made.send(event)
     for event in Event
-    if event not in (Event.START_DEPLOYMENT, Event.START_DEMONSTRATION, Event.JOIN)
+    if not event.name.startswith(("START", "JOIN"))
 }
 CONFIGURED = {
     Trigger.LET_GO: {"handback": "release"},
@@ -368,12 +368,27 @@ def test_what_stops_an_episode_before_its_first_tick_is_not_forgotten(event):
     assert holds(made.tick())
 
 
-def test_a_start_in_a_fault_is_refused_and_counted():
+@pytest.mark.parametrize("sequence", [0, 40])
+def test_an_episode_that_starts_or_is_joined_in_a_fault_goes_on_once_that_is_cleared(sequence):
     made = rig(Authority.FAULT)
-    decision = made.start(episode_id="ep2")
+    decision = made.start(episode_id="ep2", sequence=sequence)
     assert holds(decision) and decision.authority is Authority.FAULT
     assert decision.refusals == (Refusal.START_IN_FAULT,)
     assert made.counts["start_in_fault"] == 1
+    assert holds(made.tick()) and made.arbiter.authority is Authority.FAULT
+    assert made.send(Event.CLEAR_FAULT).reason is Reason.FAULT_CLEARED
+    assert holds(made.send(Event.RESUME))
+    decision = made.tick()
+    assert (decision.label, decision.episode_id) == (POLICY, "ep2")
+    assert made.move().label == HUMAN
+
+
+def test_what_an_arbiter_had_latched_is_latched_again_at_the_start_of_the_next_one():
+    made = Rig()
+    decision = made.timer(events=[Event.JOIN_IN_FAULT])
+    assert holds(decision)
+    assert (decision.authority, decision.reason) == (Authority.FAULT, Reason.RESTARTED_IN_FAULT)
+    assert made.start().authority is Authority.FAULT
 
 
 def test_a_start_leaves_the_gripper_where_the_robot_says_it_stands():
@@ -852,6 +867,18 @@ def test_a_gripper_command_that_was_executed_is_kept_by_a_takeover():
     assert decision.action[GRIPPER] == CLOSED  # a disturbance moved the robot's
 
 
+def test_a_gripper_that_is_said_to_have_moved_only_in_a_hold_is_left_so_by_the_takeover_after_it():
+    """The robot's word that it had executed the closing came after the next tick."""
+    made = rig()
+    closing = FORWARD.copy()
+    closing[GRIPPER] = CLOSED
+    made.tick(policy=lambda tick: made.answer(tick, closing))
+    late = {"applied": Applied.LATE_HELD, "applied_action": hold(OPEN)}
+    assert made.send(Event.HOLD, **late).action[GRIPPER] == OPEN
+    decision = made.move(applied=Applied.APPLIED, applied_action=hold(CLOSED))
+    assert decision.authority is Authority.HUMAN and decision.action[GRIPPER] == CLOSED
+
+
 def test_a_humans_gripper_press_counts_though_the_decision_came_too_late():
     made = rig(Authority.HUMAN)
     assert made.press(GRIP).action[GRIPPER] == CLOSED
@@ -1026,6 +1053,23 @@ def test_without_a_pose_that_is_needed_nothing_moves(config, pose):
     assert decision.reason is Reason.POSE_UNKNOWN and made.counts["pose_unknown"]
     made.pose = np.array([0.3, 0.1, 0.9, *HAND_DOWN])
     assert made.move(0.5, twist=FORWARD_AND_TURN).label == HUMAN
+
+
+@pytest.mark.parametrize(
+    "config", [{"operator_frame": "tool"}, {"workspace_min_m": (-1.0, -1.0, 0.8)}]
+)
+def test_a_human_moves_the_arm_without_ticks_as_long_as_the_pose_is_known(config):
+    """A camera has died; the limits hold all the same."""
+    made = rig(**config)
+    made.pose = np.array([0.3, 0.1, 0.8, *HAND_DOWN])
+    assert made.move(0.5, twist=[0, 0, -0.5, 0, 0, 0]).authority is Authority.HUMAN
+    report = made.report(0.5, twist=[0.25, 0, 0, 0, 0, 0])
+    decision = made.timer(report, pose=made.pose)
+    assert (decision.authority, decision.label) == (Authority.HUMAN, NONE)
+    assert abs(decision.action[0]) == pytest.approx(0.25)
+    down = made.timer(made.report(0.5, twist=[0, 0, -0.5, 0, 0, 0]), pose=made.pose)
+    assert down.action[2] == pytest.approx(0.0 if "workspace_min_m" in config else 0.5, abs=1e-6)
+    assert not made.timer(report).action[:6].any()
 
 
 def test_the_policy_too_is_kept_in_the_workspace():

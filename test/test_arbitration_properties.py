@@ -72,7 +72,8 @@ REQUESTS = [
     (Event.ESTOP, Event.CLEAR_FAULT, Event.RESUME),
     (DEPLOY, Event.JOIN),
 ]
-TICKS = [*["tick"] * 40, *["late"] * 4, "none", "skip", "silence", "foreign", "blind", "bad pose"]
+TICKS = [*["tick"] * 40, *["late"] * 4]
+TICKS += ["none", "none but a pose", "skip", "silence", "foreign", "blind", "bad pose"]
 DELAYS_S = (0.0, 0.0, 0.01, 0.15)  # of a report, from its receipt to the step
 CLOCK_JUMPS_S = (0.0, 0.0, 0.0, 3600.0, -3600.0)  # of the senders' clock
 
@@ -117,13 +118,15 @@ class World:
         self.could_take_over = False  # it was, at some report of this step
         self.handed_back_s = -np.inf
         self.gripper = -1.0  # of the robot
+        self.pose: np.ndarray | None = None  # of the hand, as this step is told
 
     # What goes in
 
     def step(self, answer, reports, requests, kind) -> None:
         self.now_s += 0.3 if kind == "silence" else PERIOD_S
         starts = [e for e in requests if e in (DEPLOY, DEMONSTRATE)]
-        tick = None if kind == "none" else self._tick(kind, bool(starts))
+        tick = None if kind.startswith("none") else self._tick(kind, bool(starts))
+        self.pose = tick.eef_pose if tick else self._pose("blind" if kind == "none" else kind)
         policy = self._policy(answer, tick)
         samples = [self._sample(report) for report in reports if kind != "silence"]
         before = self._before()
@@ -132,9 +135,11 @@ class World:
 
         ready = tick is None or self.arbiter.ready(self.now_s, tick, policy, samples, requests)
         assert self._before() == before, "ready() changed something"
-        decision = self.arbiter.step(self.now_s, tick, policy, samples, requests)
+        decision = self.arbiter.step(
+            self.now_s, tick, policy, samples, requests, None if tick else self.pose
+        )
 
-        began = self._episode(tick, requests, before[0] is Authority.FAULT)
+        began = self._episode(tick, requests)
         self.before = self.valid
         self.gripper = self.gripper if tick is None else float(tick.applied_action[GRIPPER])
         self._device(samples)
@@ -228,8 +233,8 @@ class World:
 
     # What is known about it
 
-    def _episode(self, tick, requests, fault) -> bool:
-        """Follow the requests; returns whether an episode began, or would have, in this step."""
+    def _episode(self, tick, requests) -> bool:
+        """Follow the requests; returns whether an episode began in this step."""
         began = False
         if tick is not None:
             requests, self.waiting = [*self.waiting, *requests], []
@@ -240,9 +245,8 @@ class World:
                 self.waiting.append(event)
             elif event in (DEPLOY, DEMONSTRATE):
                 began = True
-                if not fault:
-                    self.episode_id, self.demonstration = tick.episode_id, event is DEMONSTRATE
-                    self.handed_back_s, self.plan = -np.inf, None
+                self.episode_id, self.demonstration = tick.episode_id, event is DEMONSTRATE
+                self.handed_back_s, self.plan = -np.inf, None
         return began
 
     def _device(self, samples) -> None:
@@ -276,18 +280,18 @@ class World:
         alone = len(samples) == len(deflected) == 1 and not requests and not began
         if alone and armed and live and was is not Authority.FAULT:
             assert decision.authority is Authority.HUMAN, "a human was not let at the arm"
-            acts = self._pose_is_usable(tick)
+            acts = self._pose_is_usable()
             assert decision.requested.size == (7 if acts else 0)
             assert decision.label == (HUMAN if self._belongs(tick) and acts else NONE)
 
     def _belongs(self, tick) -> bool:
         return tick is not None and tick.episode_id == self.episode_id
 
-    def _pose_is_usable(self, tick) -> bool:
-        """Whether nothing needs a pose, or the tick has one."""
+    def _pose_is_usable(self) -> bool:
+        """Whether nothing needs a pose, or there is one."""
         needed = np.isfinite(self.config.workspace_min_m).any()
         needed |= self.arbiter.authority is Authority.HUMAN and self.config.operator_frame == "tool"
-        pose = None if tick is None else tick.eef_pose
+        pose = self.pose
         return not needed or (pose is not None and bool(np.isfinite(pose).all()))
 
     def _check_numbers(self, decision, tick) -> None:
@@ -301,7 +305,7 @@ class World:
         assert np.linalg.norm(action[:3]) * scale * PERIOD_S <= config.max_step_m * near
         low = np.array(config.workspace_min_m)
         if action[:3].any() and np.isfinite(low).any():
-            at = tick.eef_pose[:3]
+            at = self.pose[:3]
             reached = at + action[:3] * scale * PERIOD_S
             assert np.all((reached >= low - 1e-6) | (reached >= at))
         elif action[:3].any() and config.max_acceleration_m_s2:  # the wall bends the direction
@@ -345,11 +349,11 @@ class World:
             if not decision.requested.size and self.broken:
                 assert decision.reason is Reason.DEVICE_INVALID
             elif not decision.requested.size:
-                assert decision.reason is Reason.POSE_UNKNOWN and not self._pose_is_usable(tick)
+                assert decision.reason is Reason.POSE_UNKNOWN and not self._pose_is_usable()
             else:
                 assert not self.broken and not self._silent(self.valid)
                 scale = [self.config.linear_scale_m_s] * 3 + [self.config.angular_scale_rad_s] * 3
-                asked = self._in_base(self.valid.twist, tick) / scale
+                asked = self._in_base(self.valid.twist) / scale
                 assert np.allclose(decision.requested[:6], asked, atol=1e-6)
         elif decision.label == POLICY:
             plan = self.plan
@@ -360,15 +364,15 @@ class World:
         else:
             assert not decision.requested.size
         if decision.reason is Reason.POSE_UNKNOWN:
-            assert not self._pose_is_usable(tick)
+            assert not self._pose_is_usable()
         if not decision.requested.size:
             assert not decision.action[:GRIPPER].any() and decision.label == NONE
 
-    def _in_base(self, twist, tick) -> np.ndarray:
+    def _in_base(self, twist) -> np.ndarray:
         """The operator's twist as scipy turns it."""
         frames = {"camera": self.config.camera_rotation}
         if self.config.operator_frame == "tool":
-            frames["tool"] = tick.eef_pose[3:]
+            frames["tool"] = self.pose[3:]
         if self.config.operator_frame not in frames:
             return twist
         turn = Rotation.from_quat(frames[self.config.operator_frame])

@@ -631,6 +631,19 @@ def test_a_bag_says_that_the_wall_clock_was_set_and_is_used(tmp_path):
     assert reader.result.clock_jumps == describe(reader)["clock_jumps"] == [[0.1, -3600.25]]
 
 
+@pytest.mark.parametrize("times", [(-1, 5), (5, -1)])
+def test_a_message_that_is_stamped_before_1970_is_refused_and_the_bag_goes_on(tmp_path, times):
+    info = an_info()
+    writer = a_writer(tmp_path, info)
+    for stamp_ns, topic, message in an_episode(info, [P] * 3):
+        cdr = m.to_cdr(message, topics.recorded(["front"], True)[topic])
+        with pytest.raises(ValueError, match="before 1970"):
+            writer.write(topic, cdr, *times)
+        writer.write_message(topic, message, stamp_ns)
+    reader = EpisodeReader(writer.finish(writer.result("success")))
+    assert len(reader.live) == 3 and reader.result.lost == {}
+
+
 def test_what_the_newest_ticks_name_may_be_under_way():
     image = topics.image("front")
     tally = Tally(an_info())

@@ -108,6 +108,25 @@ def test_a_node_whose_predecessor_was_killed_starts(start, probe):
     wait_for(lambda: len(executed) > heard + 5)
 
 
+def test_readers_of_the_status_hear_of_a_publisher_that_lives_and_says_nothing(probe):
+    """As of an arbiter whose process hangs, while DDS's own threads go on."""
+    from rclpy.event_handler import SubscriptionEventCallbacks
+
+    from hapo_ros.msg import AuthorityStatus
+    from hapo_ros.nodes.common import STATUS
+
+    alive = []
+    events = SubscriptionEventCallbacks(liveliness=lambda event: alive.append(event.alive_count))
+    probe.node.create_subscription(
+        AuthorityStatus, topics.AUTHORITY_STATUS, lambda _: None, STATUS, event_callbacks=events
+    )
+    publisher = probe.publisher(topics.AUTHORITY_STATUS)
+    wait_for(publisher.get_subscription_count)
+    publisher.publish(AuthorityStatus())
+    wait_for(lambda: 1 in alive)
+    wait_for(lambda: alive[-1] == 0)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_node_that_is_still_loading_ends_on_a_signal(start, tmp_path, number):
     policy = save_untrained(tmp_path / "policy", object_state=10)

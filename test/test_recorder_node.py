@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 
 import numpy as np
@@ -263,13 +264,16 @@ def test_a_malformed_message_ends_neither_the_recorder_nor_the_episode_nor_is_it
         tick = messages.tick_message(deployed.types, Tick("ep", sequence, 2**62), {"a": 1})
         setattr(tick, name, [] if name == "topics" else 9)
         deployed.publishers[topics.OBSERVATION_TICK].publish(tick)
+    joints = messages.joint_state_message(deployed.types, np.zeros(9), -1_000_000_000)
+    deployed.publishers[topics.JOINT_STATE].publish(joints)
     deployed.decide(0, x=float("nan"))
     deployed.decide(0)
     deployed.observe(1)
     reader = EpisodeReader(deployed.end(last_sequence=1))
     assert reader.live.tolist() == [labels.POLICY] and reader.result.lost == {}
     assert reader.info.task == "Lift" and reader.info.policy_version == VERSION
-    assert f"A message on {topics.OBSERVATION_TICK} is malformed" in log(recorder)
+    for topic in (topics.OBSERVATION_TICK, topics.JOINT_STATE):
+        assert f"A message on {topic} is malformed" in log(recorder)
 
 
 def test_where_nobody_decides_any_more_nothing_is_lost_and_the_end_does_not_wait(recorder, probe):
@@ -347,6 +351,48 @@ def test_an_arbiter_that_takes_no_part_in_the_episode_is_told(recorder, probe):
     assert "The arbiter takes no part in episode ep" in diagnosed(probe).message
     deployed.report(Authority.POLICY, Reason.POLICY_ACTS, episode_id="ep")
     wait_for(lambda: diagnosed(probe).level == DiagnosticStatus.OK)
+
+
+def test_signals_that_come_while_a_bag_is_closed_leave_it_closed_and_incomplete(
+    recorder, probe, tmp_path
+):
+    deployed = Deployed(probe)
+    deployed.started()
+    bags, sequence = tmp_path / "bags", iter(range(100_000))
+
+    def go_on():
+        number = next(sequence)
+        deployed.observe(number)
+        deployed.decide(number)
+
+    def again():
+        recorder.send_signal(signal.SIGINT)
+        recorder.send_signal(signal.SIGTERM)
+
+    wait_for(lambda: newest(topics.EXECUTED_ACTION, bags / ".ep.partial") > 0, go_on)
+    wait_for(lambda: recorder.poll() is not None, again)  # before, during and after
+    assert recorder.returncode == 0
+    reader = EpisodeReader(bags / "ep", accept_recovered=True)
+    assert not reader.result.complete and len(reader.live) > 0
+
+
+def test_a_recorder_that_was_killed_says_that_nothing_is_recorded_before_it_recovers(
+    start, probe, tmp_path
+):
+    from hapo_ros.msg import EpisodeState
+
+    states = probe.listen(topics.EPISODE_STATE)
+    partial = tmp_path / "bags" / ".ep.partial"
+    partial.mkdir(parents=True)
+    waiting = partial / "ep_0.mcap"
+    os.mkfifo(waiting)  # who opens it to read waits for who opens it to write
+    recorder = start("recorder", root=tmp_path / "bags", cameras="['']")
+    wait_for(lambda: [state for state in states if state.state == EpisodeState.IDLE])
+    assert "holds no MCAP file" not in log(recorder)
+    waiting = waiting.rename(tmp_path / "pipe")
+    end = os.open(waiting, os.O_RDWR)
+    wait_for(lambda: "holds no MCAP file" in log(recorder))
+    os.close(end)
 
 
 JUMPING = """

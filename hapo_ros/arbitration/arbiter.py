@@ -129,14 +129,16 @@ class Arbiter:
         policy: PolicyCommand | None = None,
         human: Sequence[HumanSample] = (),
         events: Sequence[Event] = (),
+        pose: np.ndarray | None = None,
     ) -> Decision:
         """Decide one tick.
 
         now_s: steady clock. tick: the tick, or None when the arbiter's own timer runs because ticks
         stopped (then nobody's step is data: label NONE). policy: the answer to this tick, None if
-        it is late. human: every report since the last step, in order. events: likewise. Raises
-        ValueError for a tick that was decided already or is older than the last one. A start that
-        comes without a tick waits for the next one.
+        it is late. human: every report since the last step, in order. events: likewise. pose: the
+        hand's where there is no tick to have it, see ``Tick.eef_pose``. Raises ValueError for a
+        tick that was decided already or is older than the last one. A start that comes without a
+        tick waits for the next one.
         """
         state = self._state
         same_episode = tick is not None and tick.episode_id == state.episode_id
@@ -146,14 +148,14 @@ class Arbiter:
             raise ValueError(
                 f"tick {tick.sequence} of {tick.episode_id} is not newer than {state.sequence}"
             )
-        self._state, decision, counts = self._evaluate(now_s, tick, policy, human, events)
+        self._state, decision, counts = self._evaluate(now_s, tick, policy, human, events, pose)
         if counts:
             self.counts.update(counts)
         if tick is not None:
             self._last = decision
         return decision
 
-    def _evaluate(self, now_s, tick, policy, human, events):
+    def _evaluate(self, now_s, tick, policy, human, events, pose=None):
         state = self._state.copy()
         state.changed, state.awaits_policy, state.refusals = False, False, ()
         counts: Counter[str] = Counter()
@@ -167,7 +169,8 @@ class Arbiter:
         self._watch_device(state, now_s)
         if tick is None:
             self._apply(state, Trigger.TICKS_LOST, now_s)
-        decision = self._decide(state, tick, policy, now_s, counts)
+        pose = self._pose(pose if tick is None else tick.eef_pose)
+        decision = self._decide(state, tick, policy, pose, now_s, counts)
         *state.motion, state.gripper = decision.action.tolist()
         return state, decision, counts
 
@@ -197,10 +200,12 @@ class Arbiter:
         """Where the last decision was not executed, the robot does not do what it would have done.
 
         Its speed grows from what it has, and no hold or takeover moves the gripper to where that
-        decision wanted it. What a human asked of the gripper still counts.
+        decision wanted it. What a human asked of the gripper still counts. In a hold the robot has
+        the last word on its gripper: one that was late to say that it had moved is believed then.
         """
         executed = tick.applied not in (Applied.LATE_HELD, Applied.REFUSED)
-        if executed or tick.episode_id != state.episode_id or not valid_action(tick.applied_action):
+        known = tick.episode_id == state.episode_id and valid_action(tick.applied_action)
+        if not known or (executed and state.authority in (Authority.POLICY, Authority.HUMAN)):
             return
         *state.motion, gripper = tick.applied_action.tolist()
         if state.authority is not Authority.HUMAN:
@@ -229,23 +234,10 @@ class Arbiter:
         if refusal := self._refusal(state, trigger, now_s):
             state.refusals += (refusal,)
             counts[refusal.name.lower()] += 1
-            return
-        if trigger in _STARTS:
-            self._apply(state, Trigger.END_EPISODE, now_s)  # whatever ran before
-            state.episode_id, state.sequence = tick.episode_id, tick.sequence - 1
-            state.demonstration = trigger is Trigger.START_DEMONSTRATION
-            state.takeovers = 0
-            state.taken_over_s = state.handed_back_s = -np.inf
-            if valid_action(tick.applied_action):  # where the gripper stands now
-                state.gripper = float(tick.applied_action[GRIPPER])
-            if tick.sequence > 0:
-                latched = tick.authority is Authority.FAULT
-                self._apply(state, Trigger.JOIN_IN_FAULT if latched else Trigger.JOIN, now_s)
-                state.epoch = tick.epoch + 1
+            if trigger not in _STARTS:
                 return
-            self._apply(state, trigger, now_s)
-            # The first tick is answered under epoch 0, so that its inference counts.
-            state.epoch, state.changed = 0, False
+        if trigger in _STARTS:
+            self._begin(state, trigger, tick, now_s)
             return
         if not self._apply(state, trigger, now_s):
             counts["requests_without_effect"] += 1
@@ -253,6 +245,24 @@ class Arbiter:
             state.episode_id, state.sequence, state.waiting = "", -1, ()
         if trigger is Trigger.TIME_RESET:
             state.armed = False
+
+    def _begin(self, state: _State, trigger: Trigger, tick: Tick, now_s: float) -> None:
+        """Take part in the episode of a first tick; in a fault too, to go on once it is cleared."""
+        self._apply(state, Trigger.END_EPISODE, now_s)  # whatever ran before
+        state.episode_id, state.sequence = tick.episode_id, tick.sequence - 1
+        state.demonstration = trigger is Trigger.START_DEMONSTRATION
+        state.takeovers = 0
+        state.taken_over_s = state.handed_back_s = -np.inf
+        if valid_action(tick.applied_action):  # where the gripper stands now
+            state.gripper = float(tick.applied_action[GRIPPER])
+        if tick.sequence > 0:
+            latched = tick.authority is Authority.FAULT
+            self._apply(state, Trigger.JOIN_IN_FAULT if latched else Trigger.JOIN, now_s)
+            state.epoch = tick.epoch + 1
+            return
+        self._apply(state, trigger, now_s)
+        # The first tick is answered under epoch 0, so that its inference counts.
+        state.epoch, state.changed = 0, False
 
     def _handle_sample(self, state: _State, sample: HumanSample, now_s: float, counts) -> None:
         if not sample.executable:
@@ -319,9 +329,8 @@ class Arbiter:
             return
         self._apply(state, Trigger.DEVICE_LOST, now_s)
 
-    def _decide(self, state: _State, tick, policy, now_s: float, counts) -> Decision:
-        requested, pose = _NOTHING, self._pose(tick)
-        label, version = labels.NONE, ""
+    def _decide(self, state: _State, tick, policy, pose, now_s: float, counts) -> Decision:
+        requested, label, version = _NOTHING, labels.NONE, ""
         belongs = tick is not None and tick.episode_id == state.episode_id != ""
         # A hand-over to the policy holds one tick: its answer was made before the change.
         asked = state.authority is Authority.POLICY and belongs and not state.changed
@@ -407,11 +416,11 @@ class Arbiter:
             return _NOTHING, Reason.DEVICE_INVALID
         return action, Reason.HUMAN_ACTS
 
-    def _pose(self, tick: Tick | None) -> list[float] | None:
-        """The hand's pose at a tick, where it is needed and can be used."""
-        if not self.needs_pose or tick is None or tick.eef_pose is None:
+    def _pose(self, pose) -> list[float] | None:
+        """The hand's pose, where it is needed and can be used."""
+        if not self.needs_pose or pose is None:
             return None
-        pose = np.asarray(tick.eef_pose, np.float64)
+        pose = np.asarray(pose, np.float64)
         return pose.tolist() if finite(pose, 7) and np.any(pose[3:]) else None
 
 

@@ -77,7 +77,7 @@ class HumanSample:
 
     axes: (6,) float32 cap deflection, -1..1: x y z roll pitch yaw. buttons: ints, 0 or 1.
     twist: (6,) float64 motion asked for, m/s and rad/s. received_s: steady receipt clock.
-    stamp_ns: sender's ROS time.
+    stamp_ns: sender's ROS time. One that could not be read has axes and twist of (0,).
     """
 
     axes: np.ndarray
@@ -129,6 +129,7 @@ class Event(IntEnum):
     TIME_RESET = 9
     RECORDING_ENDED = 10  # by a fault, while the episode runs
     JOIN = 11  # after a start: the episode ran before this arbiter did
+    JOIN_IN_FAULT = 12  # at its start: the arbiter before this one had latched a fault
 
 
 class Reason(IntEnum):
@@ -211,8 +212,8 @@ class Refusal(Enum):
     """Why a request is not carried out; the value is for people."""
 
     START_IN_FAULT = (
-        "The episode does not begin: a fault is latched. End the episode, let go of the cap, clear "
-        "the fault, then start another."
+        "The policy does not begin: a fault is latched. See to its cause, let go of the cap, clear "
+        "the fault, then resume."
     )
     RESUME_IN_FAULT = (
         "Not resumed: a fault is latched. See to its cause, let go of the cap, clear the fault, "

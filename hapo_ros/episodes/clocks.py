@@ -1,8 +1,8 @@
 """Whether the wall clock was set while an episode was recorded."""
 
-# Between two readings a clock that is merely slewed moves by far less; every clock that is set for
-# a reason, by NTP's step, a time zone or a suspended machine, moves by about this much or more.
-JUMP_S = 0.5
+# Between two readings a clock that is merely slewed moves by far less; NTP steps one that is off by
+# about this much or more.
+JUMP_S = 0.1
 
 
 class ClockWatch:

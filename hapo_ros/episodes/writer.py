@@ -137,13 +137,15 @@ class EpisodeWriter:
         it got, under its own name marked incomplete or, where not even that can be written, left
         unfinished for ``hapo recover``. Raises KeyError for a topic that was not declared, and
         ValueError, with nothing written, for what would spoil the bag: bytes that are not its
-        message; a tick, an answer or a decision that is malformed.
+        message; a time before 1970; a tick, an answer or a decision that is malformed.
         """
         if self._closed:
             raise EpisodeWriteError(f"Episode {self.info.episode_id} is closed; nothing is added.")
         cdr = bytes(cdr)
-        self._tally.see(topic, cdr)
         publish_ns = log_time_ns if publish_time_ns is None else publish_time_ns
+        if min(log_time_ns, publish_ns) < 0:
+            raise ValueError(f"it is stamped {min(log_time_ns, publish_ns) / 1e9:g} s, before 1970")
+        self._tally.see(topic, cdr)
         self._bag.write(topic, cdr, log_time_ns, publish_ns)
         if self._bag.pending_bytes >= CHUNK_BYTES or self._bag.pending_ns(log_time_ns) >= FLUSH_NS:
             self._flush()

@@ -7,8 +7,10 @@ import time
 from collections import OrderedDict
 from dataclasses import replace
 
+import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PoseStamped, TwistStamped
+from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Joy
 from std_msgs.msg import Bool
 
@@ -18,6 +20,7 @@ from hapo_ros.arbitration import (
     ArbiterConfig,
     Authority,
     Event,
+    HumanSample,
     Reason,
 )
 from hapo_ros.arbitration.answers import Answers
@@ -43,6 +46,8 @@ from hapo_ros.nodes.polling import OnlySpeaker, WatchedWhile, received
 from hapo_ros.parameters import PARAMETERS
 from hapo_ros.srv import RequestAuthority
 
+_LATCHED, _PRESSED = "fault", "estop"  # words that outlast a crash
+_UNREADABLE = np.zeros(0)
 _STATES_WITHOUT_EPISODE = (
     EpisodeState.IDLE,
     EpisodeState.CLOSING,
@@ -55,7 +60,7 @@ class ArbiterNode(HapoNode):
 
     def __init__(self):
         super().__init__("arbiter", PARAMETERS["arbiter"])
-        self._started_ns = self.ros_now_ns()
+        self._started_s = self.now_s()
         own = vars(self.parameters)
         try:
             self.core = Arbiter(
@@ -74,8 +79,10 @@ class ArbiterNode(HapoNode):
         self._labels = [0, 0, 0, 0]
         self._announced = None  # authority and reason last logged
         self._poses: OrderedDict[int, object] = OrderedDict()  # stamp -> PoseStamped
+        self._pose_received_s = -float("inf")  # of the newest
         self._newest_stamp_ns = 0  # of the ticks
         self._estop_is_pressed = False
+        self._word = ""  # that a successor of this process would find
         self._other_commanders = ""
 
         self._executed = self.create_publisher(ExecutedAction, topics.EXECUTED_ACTION, COMMAND)
@@ -98,16 +105,33 @@ class ArbiterNode(HapoNode):
         self.create_subscription(EpisodeState, topics.EPISODE_STATE, self._on_episode, LATCHED)
         if self.core.needs_pose:
             self.create_subscription(PoseStamped, topics.EEF_POSE, self._on_pose, RECORD)
-        for qos in (LATCHED, 10):  # an e-stop that is latched, and one that is not
+        # An e-stop that is latched, one that is not, and one that is not even reliable.
+        for qos in (LATCHED, 10, qos_profile_sensor_data):
             self.create_subscription(Bool, topics.ESTOP, self._on_estop, qos)
         self.create_service(RequestAuthority, topics.REQUEST_AUTHORITY, self._on_request)
 
         self.every(1.0 / self.parameters.status_hz, self._publish_status)
         self.every(self.parameters.control_period_s, self._watch)
         self.diagnose(self._diagnosis)
+        self._go_on_from(self.word_left.split())
         if not self.parameters.lock_step:
             self._deadline = self.every(self.parameters.policy_deadline_s, self._on_deadline)
             self._deadline.cancel()
+
+    def _go_on_from(self, words: list[str]) -> None:
+        """Latch what the process before this one had latched when it was killed."""
+        self._estop_is_pressed = _PRESSED in words
+        if words:
+            self._events.append(Event.ESTOP if words == [_PRESSED] else Event.JOIN_IN_FAULT)
+            self._ask_core(None, None)
+
+    def _remember(self) -> None:
+        """Leave word of what has to outlast this process, however it ends."""
+        words = [_LATCHED] * (self.core.authority is Authority.FAULT)
+        words += [_PRESSED] * self._estop_is_pressed
+        if (word := " ".join(words)) != self._word:
+            self._word = word
+            self.leave_word(word)
 
     # Inputs
 
@@ -119,7 +143,9 @@ class ArbiterNode(HapoNode):
                 self._tick_received_s = self._awaited_since_s = self.now_s()
                 start = message.source == "demonstration"
                 self._events.append(Event.START_DEMONSTRATION if start else Event.START_DEPLOYMENT)
-                if messages.message_stamp_ns(message) < self._started_ns:
+                # Ages, not times of day: clocks are set.
+                age_s = (self.ros_now_ns() - messages.message_stamp_ns(message)) / 1e9
+                if age_s > self.now_s() - self._started_s:
                     self._events.append(Event.JOIN)  # it has begun without this arbiter
                 self._decide_or_wait()
         elif message.state in _STATES_WITHOUT_EPISODE and self._episode is not None:
@@ -136,6 +162,7 @@ class ArbiterNode(HapoNode):
         if message.data and not self._estop_is_pressed:
             self._events.append(Event.ESTOP)
         self._estop_is_pressed = message.data
+        self._remember()
 
     def _on_request(self, request, response):
         self._take_device()
@@ -157,7 +184,7 @@ class ArbiterNode(HapoNode):
         if event not in (Event.RESUME, Event.HOLD, Event.ESTOP, Event.CLEAR_FAULT):
             return f"{number} is no request of an operator."
         if event is Event.CLEAR_FAULT and self._estop_is_pressed:
-            return f"{topics.ESTOP} is still pressed. Release it first."
+            return f"{topics.ESTOP} is still pressed, as far as is known. Release it first."
         refusal = self.core.refusal(self._time_s(), event, self._events)
         return refusal.value if refusal else ""
 
@@ -229,8 +256,11 @@ class ArbiterNode(HapoNode):
             sample = messages.human_sample_from(pair[topics.JOY], pair[topics.TWIST], received_s)
             self._require_frame(pair[topics.TWIST])
         except ValueError as error:
-            self._refuse("device_reports_refused", f"A device report was refused: {error}.")
-            return
+            self.get_logger().warning(
+                f"A device report was refused: {error}.", throttle_duration_sec=1.0
+            )
+            # The core counts it, and holds: the newest report cannot be executed.
+            sample = HumanSample(_UNREADABLE, (), _UNREADABLE, received_s, at)
         self._samples.append(sample)
         self._decide_if_ready()
 
@@ -243,6 +273,7 @@ class ArbiterNode(HapoNode):
 
     def _on_pose(self, message: PoseStamped) -> None:
         self._poses[messages.message_stamp_ns(message)] = message
+        self._pose_received_s = self.now_s()
         while len(self._poses) > 20:
             self._poses.popitem(last=False)
         self._decide_if_ready()
@@ -312,6 +343,11 @@ class ArbiterNode(HapoNode):
         message = self._poses.get(tick.stamp_ns)
         return tick if message is None else replace(tick, eef_pose=messages.pose_from(message))
 
+    def _present_pose(self):
+        """The hand's pose now, for a human who moves the arm without ticks; None if it is old."""
+        fresh = self.now_s() - self._pose_received_s <= self.parameters.tick_timeout_s
+        return messages.pose_from(next(reversed(self._poses.values()))) if fresh else None
+
     def _on_deadline(self) -> None:
         self._deadline.cancel()
         tick = self._tick
@@ -352,9 +388,10 @@ class ArbiterNode(HapoNode):
 
     def _ask_core(self, tick, policy):
         """The core's decision on everything that has come; what it refuses is told."""
-        seen = None if tick is None else self._with_pose(tick)
-        decision = self.core.step(self._time_s(), seen, policy, self._samples, self._events)
+        seen, pose = (None, self._present_pose()) if tick is None else (self._with_pose(tick), None)
+        decision = self.core.step(self._time_s(), seen, policy, self._samples, self._events, pose)
         self._samples, self._events = [], []
+        self._remember()
         for refusal in decision.refusals:
             self.get_logger().warning(refusal.value)
         return decision

@@ -58,13 +58,14 @@ COMMAND = QoSProfile(
     deadline=Duration(seconds=1.0),
     lifespan=Duration(seconds=5.0),
 )
-# A reader whose arbiter died hears of it: no sign of life within the lease.
+# A reader whose arbiter died or hangs hears of it: it says nothing within the lease. (AUTOMATIC
+# would be kept up by DDS's own threads, however the node hangs.)
 STATUS = QoSProfile(
     depth=1,
     history=HistoryPolicy.KEEP_LAST,
     reliability=ReliabilityPolicy.RELIABLE,
     durability=DurabilityPolicy.TRANSIENT_LOCAL,
-    liveliness=LivelinessPolicy.AUTOMATIC,
+    liveliness=LivelinessPolicy.MANUAL_BY_TOPIC,
     liveliness_lease_duration=Duration(seconds=1.0),
 )
 
@@ -86,8 +87,8 @@ def _lock_name(node: str, domain: int):
 
     The graph cannot tell: a killed node stays in it for seconds, and its successor must start. Two
     nodes of one name would both record, both decide. Raises FatalError where one is running.
-    Returns the locked file, and whether the process that had the name last has left its number in
-    it: it was killed or failed, or it would have taken it out.
+    Returns the locked file, and what the process that had the name last has left in it: "" where it
+    ended well, else its number and, on a line of its own, the word it left (HapoNode.leave_word).
     """
     name = f"hapo_ros_{os.getuid()}_{domain}{node.replace('/', '_')}.lock"
     stream = (Path(tempfile.gettempdir()) / name).open("a+")
@@ -95,17 +96,22 @@ def _lock_name(node: str, domain: int):
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         stream.seek(0)
+        pid = stream.readline().strip() or "unknown"
         raise FatalError(
-            f"A node {node} is already running in ROS domain {domain} (process "
-            f"{stream.read().strip() or 'unknown'}). This one ends and has changed nothing. End "
-            "the other one, or choose another ROS_DOMAIN_ID."
+            f"A node {node} is already running in ROS domain {domain} (process {pid}). This one "
+            "ends and has changed nothing. End the other one, or choose another ROS_DOMAIN_ID."
         ) from None
     stream.seek(0)
-    left = bool(stream.read())
-    stream.truncate(0)
-    stream.write(str(os.getpid()))
-    stream.flush()
+    left = stream.read()
+    _write(stream, str(os.getpid()))
     return stream, left
+
+
+def _write(stream, text: str) -> None:
+    """Make ``text`` the content of a file that was opened to append."""
+    stream.truncate(0)
+    stream.write(text)
+    stream.flush()
 
 
 @cache
@@ -130,10 +136,11 @@ class HapoNode(Node):
 
     def __init__(self, name: str, parameters: Sequence[Parameter]):
         super().__init__(name)
-        # after_crash: the process before this one, of the same name, did not end well.
-        self._name_lock, self.after_crash = _lock_name(
+        self._name_lock, left = _lock_name(
             self.get_fully_qualified_name(), self.context.get_domain_id()
         )
+        # Whether the process before this one, of the same name, did not end well; its last word.
+        self.after_crash, self.word_left = bool(left), left.partition("\n")[2]
         self.parameters = self._declare(parameters)
         self.types = ros_types()
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -216,8 +223,12 @@ class HapoNode(Node):
         for publisher in publishers:
             publisher.wait_for_all_acked(Duration(seconds=0.5))
 
+    def leave_word(self, word: str) -> None:
+        """Of a line; the process that follows a crash of this one finds it in ``word_left``."""
+        _write(self._name_lock, f"{os.getpid()}\n{word}")
+
     def ended_well(self) -> None:
-        """Leave word for the next process of this name, see ``after_crash``."""
+        """Leave nothing for the next process of this name, see ``after_crash``."""
         self._name_lock.truncate(0)
 
     def shut_down(self) -> None:
@@ -269,6 +280,9 @@ def run(
             if code == 0:
                 node.ended_well()
         rclpy.try_shutdown()
+    # Python takes its handlers back as it ends: one more signal would be the process's end.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     return code
 
 

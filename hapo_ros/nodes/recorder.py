@@ -36,6 +36,7 @@ from hapo_ros.parameters import PARAMETERS
 from hapo_ros.srv import DiscardEpisode, EndEpisode, StartEpisode
 
 POLL_S, CLOSING_POLL_S = 0.1, 0.01  # between two looks; every one costs about a millisecond
+BUSY_S = 0.02  # two clocks that were read further apart say nothing of each other
 ADAPT_S = 1.0
 JOIN_S = 3.0  # within which an arbiter, also one that was started again, follows an episode
 # Deeper than a reader of the present status needs: every one is recorded.
@@ -75,6 +76,10 @@ class Recorder(HapoNode):
         self._failure = ""  # of the last recording: why there is no whole bag of it
         self._closing: Future | None = None
         self._wanted_sequence, self._closing_since_s = -1, 0.0
+        self._states = self.create_publisher(EpisodeState, topics.EPISODE_STATE, LATCHED)
+        # At once, and not after the recovery, which may take a minute: whatever was recorded when
+        # the process before this one was killed is so no more, and nobody is to act in it.
+        self._publish_state(EpisodeState.IDLE)
         self._recover()
 
         self._listeners = {
@@ -85,7 +90,6 @@ class Recorder(HapoNode):
             self.create_subscription(
                 String, topic, lambda message, topic=topic: self._on_info(topic, message), LATCHED
             )
-        self._states = self.create_publisher(EpisodeState, topics.EPISODE_STATE, LATCHED)
         self.create_service(StartEpisode, topics.START_EPISODE, self._on_start)
         # In a group of its own: while it waits, the messages it waits for have to come in.
         self.create_service(
@@ -97,7 +101,6 @@ class Recorder(HapoNode):
         self._closing_poll.cancel()
         self.every(ADAPT_S, self._adapt)
         self.diagnose(self._diagnosis)
-        self._publish_state(EpisodeState.IDLE)
 
     @staticmethod
     def _qos(topic: str, type_name: str):
@@ -341,7 +344,10 @@ class Recorder(HapoNode):
 
     def _watch_clock(self) -> None:
         """Nothing here depends on the wall clock; who reads the bag has to know that it was set."""
-        if self._writer is not None and (jump := self._clock_watch.look(time.time(), self.now_s())):
+        before_s, wall_s, now_s = self.now_s(), time.time(), self.now_s()
+        if self._writer is None or now_s - before_s > BUSY_S:
+            return
+        if jump := self._clock_watch.look(wall_s, now_s):
             self._writer.note_clock_jump(*jump)
             self.get_logger().warning(
                 f"The wall clock was set by {jump[1]:+.1f} s. The recording goes on, and its bag "
