@@ -320,7 +320,8 @@ def _robot(
                 "tick_readers": ["policy", "arbiter", "recorder", "robot_output", *simulated],
                 "image_readers": ["policy", "recorder"],
             },
-            essential=True,
+            # Restarted: a human who has the arm keeps it. The recording ends without one.
+            restart=Restart(),
             stop_order=2,
         ),
         # Restarted: a human has to be able to move the arm away. It stops the arm as it comes up,

@@ -191,7 +191,7 @@ class Assembled:
 
     def episode(self, episode_id="ep", state=2):
         info = EpisodeInfo(episode_id, "fold", "fold the towel", "deployment", seed=1)
-        message = messages.episode_state_message(self.types, 0, state, info)
+        message = messages.episode_state_message(self.types, time.time_ns(), state, info)
         self.publishers[topics.EPISODE_STATE].publish(message)
 
     def decide(self, sequence, authority=Authority.POLICY, epoch=0):

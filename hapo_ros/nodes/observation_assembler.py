@@ -29,7 +29,7 @@ from hapo_ros.nodes.common import (
 )
 from hapo_ros.parameters import PARAMETERS
 from hapo_ros.robots import config
-from hapo_ros.robots.assembly import Assembler, EpisodeTicks
+from hapo_ros.robots.assembly import Assembler, EpisodeTicks, Fault, Problem
 from hapo_ros.robots.inputs import (
     POSE,
     PoseFromTf,
@@ -40,6 +40,7 @@ from hapo_ros.robots.inputs import (
     sources,
 )
 
+EPISODE = "episode"  # the key of what is wrong with the episode's ticks, beside those of the inputs
 # Whatever a driver offers is received; only the newest counts.
 SENSOR = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
 TF = QoSProfile(depth=100, reliability=ReliabilityPolicy.BEST_EFFORT)
@@ -63,7 +64,7 @@ class ObservationAssembler(HapoNode):
         self._tf = PoseFromTf(self._robot, self._assembler)
         self._sent: dict[str, int] = {}  # camera -> stamp of the image that was last published
         self._told = None  # faults by input, and whether the observation is lost
-        self._complete_s = self.now_s()  # when it last was
+        self._started_s = self._complete_s = self.now_s()  # when the observation last was complete
 
         self._images = {
             camera: self.create_publisher(Image, topics.image(camera), IMAGES)
@@ -133,7 +134,9 @@ class ObservationAssembler(HapoNode):
             if message.state == EpisodeState.IDLE or message.episode_id == ticks.episode_id:
                 ticks.stop()
         elif message.episode_id != ticks.episode_id:
-            ticks.start(message.episode_id)
+            # Ages, not times of day: clocks are set.
+            age_s = (self.ros_now_ns() - messages.message_stamp_ns(message)) / 1e9
+            ticks.start(message.episode_id, joined=age_s > self.now_s() - self._started_s)
 
     def _on_decision(self, message: ExecutedAction) -> None:
         try:
@@ -156,13 +159,31 @@ class ObservationAssembler(HapoNode):
         self._after_messages.cancel()
         if not self._robot.pose.topic:
             self._tf.look_up(self.now_s(), self.ros_now_ns())
-        problems = self._assembler.problems(self.now_s())
+        problems, at = self._problems(), self.ros_now_ns()
         self._tell(problems)
+        if POSE not in problems:
+            # Whatever else is missing: a human's motion is limited by it, and goes on.
+            pose, _ = self._assembler.value(POSE)
+            self._eef_pose.publish(
+                messages.pose_message(self.types, pose, at, self._robot.base_frame)
+            )
         if not problems:
-            self._publish()
+            self._publish(at)
 
-    def _publish(self) -> None:
-        at, begins, robot = self.ros_now_ns(), self._ticks.begins, self._robot
+    def _problems(self) -> dict[str, Problem]:
+        """What keeps the next tick from being made, by key."""
+        found = self._assembler.problems(self.now_s())
+        if self._ticks.joined:
+            found[EPISODE] = Problem(
+                Fault.FORGOTTEN,
+                f"observation_assembler was started again while {self._ticks.episode_id} ran, and "
+                "does not know its ticks",
+            )
+        return found
+
+    def _publish(self, at: int) -> None:
+        """The observation but for its pose, and its tick, stamped ``at``."""
+        begins, robot = self._ticks.begins, self._robot
         stamps = {topics.JOINT_STATE: at, topics.EEF_POSE: at}
         parts = [self._assembler.value(joints_key(i))[0] for i in range(len(robot.joint_states))]
         positions = np.concatenate(parts)
@@ -179,8 +200,6 @@ class ObservationAssembler(HapoNode):
         self._joint_state.publish(
             messages.joint_state_message(self.types, positions, at, robot.joints)
         )
-        pose, _ = self._assembler.value(POSE)
-        self._eef_pose.publish(messages.pose_message(self.types, pose, at, robot.base_frame))
         if self._ticks.episode_id and (not begins or self._matched()):
             tick = self._ticks.next(at)
             self._tick.publish(messages.tick_message(self.types, tick, stamps))
@@ -227,7 +246,7 @@ class ObservationAssembler(HapoNode):
             self.get_logger().info("The observation is complete.", throttle_duration_sec=1.0)
 
     def _diagnosis(self):
-        problems = self._assembler.problems(self.now_s())
+        problems = self._problems()
         text = "; ".join(problem.text for problem in problems.values())
         level = DiagnosticStatus.WARN if problems else DiagnosticStatus.OK
         counts = self._assembler.counts + self._ticks.counts

@@ -22,6 +22,7 @@ class Fault(Enum):
     LATE = "late"  # it comes no more
     FROZEN = "frozen"  # it comes, but nothing new
     REFUSED = "refused"  # it comes, but cannot be used
+    FORGOTTEN = "forgotten"  # who numbered the ticks was started again
 
 
 @dataclass(frozen=True)
@@ -138,24 +139,26 @@ class Assembler:
 class EpisodeTicks:
     """The ticks of the running episode: their numbers, and what became of each decision.
 
-    gripper: what was last applied to it, -1 open; None while nobody knows.
+    gripper: what was last applied to it, -1 open; None while nobody knows. joined: the episode ran
+    before this did, and nobody knows how far its ticks have come: no more of them can be made.
     """
 
     gripper: float | None = None
     episode_id: str = ""  # empty: no episode
+    joined: bool = False
     counts: Counter[str] = field(default_factory=Counter)
     _sequence: int = -1
     _decision: Decision | None = None  # the last of this episode
     _applied: tuple[int, Applied, np.ndarray] | None = None  # the last word of the robot's output
 
-    def start(self, episode_id: str) -> None:
-        """Begin an episode; its first tick is number 0."""
-        self.episode_id, self._sequence = episode_id, -1
+    def start(self, episode_id: str, joined: bool = False) -> None:
+        """Begin an episode; its first tick is number 0, unless it was joined."""
+        self.episode_id, self.joined, self._sequence = episode_id, joined, -1
         self._decision = self._applied = None
 
     def stop(self) -> None:
         """No episode runs."""
-        self.episode_id = ""
+        self.episode_id, self.joined = "", False
 
     @property
     def begins(self) -> bool:
