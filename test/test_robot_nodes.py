@@ -605,11 +605,12 @@ def test_a_decision_that_a_newer_tick_has_overtaken_is_held_and_said_to_be_late(
 def test_what_cannot_be_executed_is_refused_and_the_arm_held(probe, start, action, off_s):
     diagnoses = probe_diagnoses(probe)
     around = Commanded(probe, start)
+    first = around.in_time(0, action=hold(1.0)).sequence  # how the gripper stands is known
     at = time.time_ns() + off_s * 1_000_000_000
-    around.decide(decided(0, action=action.astype(np.float32)), at)
-    word = around.word(0)
-    assert word.applied == Applied.REFUSED and not np.any(word.action[:6])
-    assert around.in_time(1).applied == Applied.APPLIED
+    around.decide(decided(first + 1, action=action.astype(np.float32)), at)
+    word = around.word(first + 1)
+    assert word.applied == Applied.REFUSED and list(word.action) == list(hold(1.0))
+    assert around.in_time(first + 2).applied == Applied.APPLIED
     diagnosis = wait_for(lambda: [d for d in diagnoses if d.values])[-1]
     assert [pair.value for pair in diagnosis.values if "late" not in pair.key] == ["1"]
     wait_for(lambda: any(map(moves, around.twists)))
@@ -647,12 +648,21 @@ def test_an_output_that_was_killed_comes_back_with_a_stop_and_the_policy_waits_f
     start("robot_output")
     wait_for(lambda: len(around.twists) > heard)
     wait_for(lambda: around.publishers[topics.EXECUTED_ACTION].get_subscription_count())
-    around.decide(decided(30))
-    assert around.word(30).applied == Applied.REFUSED
-    around.decide(decided(31, authority=Authority.HUMAN, epoch=1))
-    assert around.word(31).applied == Applied.APPLIED
-    around.decide(decided(32, epoch=2))
-    assert around.word(32).applied == Applied.APPLIED
+    told, newest = len(around.words), 30
+
+    def go_on():  # the first it hears is a decision, and says nothing of the gripper
+        nonlocal newest
+        around.decide(decided(newest))
+        around.tick(newest, gripper=1.0)
+        newest += 1
+
+    held = wait_for(lambda: around.words[told:], meanwhile=go_on)
+    assert {word.applied for word in held} <= {Applied.REFUSED, Applied.LATE_HELD}
+    assert {word.action[6] for word in held} == {1.0}  # never opened: it is closed
+    around.decide(decided(newest, authority=Authority.HUMAN, epoch=1))
+    assert around.word(newest).applied == Applied.APPLIED
+    around.decide(decided(newest + 1, epoch=2))
+    assert around.word(newest + 1).applied == Applied.APPLIED
     wait_for(lambda: sum(map(moves, around.twists[heard:])) == 2)
 
 

@@ -314,6 +314,18 @@ def test_nothing_is_known_of_the_gripper_until_a_change_is_asked_for():
     assert robot.decide(gripper=CLOSED, **human).closed is True
 
 
+def test_an_output_that_does_not_know_how_the_gripper_stands_says_nothing_of_it():
+    robot = Robot()
+    robot.sequence = 40
+    barred = robot.decide(epoch=3)  # before any tick
+    assert barred.applied is Applied.REFUSED and barred.action is None
+    assert not barred.twist.any() and barred.closed is None
+    assert robot.decide(41, motion=None).action is None
+    robot.tick(42, gripper=CLOSED)  # as the assembler knew it
+    assert is_held(robot.decide(epoch=3), CLOSED)
+    assert robot.step(label=labels.HUMAN, gripper=OPEN).closed is False
+
+
 def test_started_in_the_middle_the_policy_moves_the_arm_only_after_a_change_of_authority():
     robot = Robot()
     for sequence in (40, 41):
@@ -376,7 +388,7 @@ def test_whatever_comes_no_motion_is_sent_without_a_fresh_decision_nor_beyond_th
             if command is None:
                 continue
             assert command.twist is None or np.isfinite(command.twist).all()
-            assert np.isfinite(command.action).all()
+            assert command.action is None or np.isfinite(command.action).all()
             if command.twist is not None and command.twist.any():
                 moved_s = robot.now_s
                 assert command.applied is Applied.APPLIED

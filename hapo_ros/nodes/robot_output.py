@@ -88,6 +88,8 @@ class RobotOutputNode(HapoNode):
         command = self._as_executed(command)
         if command.text:
             self.get_logger().warning(command.text, throttle_duration_sec=1.0)
+        if command.action is None:
+            return
         self._applied.publish(
             AppliedAction(
                 header=messages.header(self.types, now[1]),

@@ -21,13 +21,14 @@ from hapo_ros.robots.config import RobotConfig
 class Command:
     """The answer to one decision.
 
-    applied: what became of it. action: (7,) float32 that drives the robot now. twist: (6,) in the
+    applied: what became of it. action: (7,) float32 that drives the robot now; None for a hold as
+    long as it is not known how the gripper stands: no word is given on it. twist: (6,) in the
     servo's units; None: nothing is sent. closed: what the gripper is told; None: nothing. text: why
     the decision was not executed, as a sentence; empty if it was.
     """
 
     applied: Applied
-    action: np.ndarray
+    action: np.ndarray | None
     twist: np.ndarray | None
     closed: bool | None = None
     text: str = ""
@@ -49,7 +50,7 @@ class RobotOutput:
         self._tick: tuple[str, int, float] | None = None  # the newest: episode, sequence, receipt
         self._handled = ("", -1)  # the last tick that was decided
         self._episodes = ("", "")  # the one before, the present one
-        self._closed: bool | None = None
+        self._closed: bool | None = None  # the gripper; None: nothing has told yet
         self._commanded_s = -np.inf  # when decide last gave a twist
         self._moved_s = -np.inf  # when the arm may last have been set in motion
 
@@ -95,9 +96,13 @@ class RobotOutput:
         silent = now_s - self._commanded_s > self.robot.command_timeout_s
         return silent and self._stopping(now_s)
 
-    def hold(self) -> np.ndarray:
-        """(7,) float32 action of the robot at rest, its gripper as it stands."""
-        return hold(1.0 if self._closed else -1.0)
+    def hold(self) -> np.ndarray | None:
+        """(7,) float32 action of the robot at rest, its gripper as it stands.
+
+        None until that is known: said to be open, a gripper that holds something would be opened
+        by the next human action.
+        """
+        return None if self._closed is None else hold(1.0 if self._closed else -1.0)
 
     def _stopping(self, now_s: float) -> bool:
         """Whether the last motion is so recent that the arm is still told to be still."""
