@@ -257,6 +257,21 @@ def test_a_human_moves_the_arm_without_ticks_and_without_an_episode(robot):
     assert robot.decide(motion=0.3, **(human | {"sequence": robot.sequence})).twist[0] > 0
 
 
+def test_a_human_at_rest_outside_an_episode_leaves_the_arm_alone_and_not_the_gripper(robot):
+    still = {"episode": "", "motion": 0.0, "label": labels.HUMAN, "tick": False, "sequence": 0}
+    robot.decide(**(still | {"motion": 0.5}))
+    assert not robot.decide(**still).twist.any()  # the stop after the motion
+    robot.later(1.0)
+    robot.twists.clear()
+    told = []
+    for gripper in (OPEN, CLOSED, CLOSED, OPEN):
+        command = robot.decide(gripper=gripper, **still)
+        assert command.applied is Applied.APPLIED
+        told.append(command.closed)
+        robot.later(0.05)
+    assert told == [None, True, None, False] and robot.twists == []
+
+
 @pytest.mark.parametrize("off_s", [-3600.0, -0.6, 0.6, 3600.0])
 @pytest.mark.parametrize("tick", [True, False])
 def test_a_decision_with_an_absurd_stamp_is_refused_and_counted(robot, off_s, tick):

@@ -76,16 +76,19 @@ class RobotOutput:
         if applied_text := self._objection(decision, stamp_ns, tick, now_s, ros_now_ns):
             applied, text = applied_text
             return self._hold(applied, text, now_s)
+        # Outside an episode the arm is left alone, also by a human who has it and is at rest.
+        idle = not decision.episode_id and not self._stopping(now_s)
         if not decision.requested.size:
-            idle = not decision.episode_id and not self._stopping(now_s)
             return self._hold(Applied.APPLIED, "", now_s, silent=idle)
         wanted, before = closes(decision.action), self._closed
-        self._closed, self._commanded_s = wanted, now_s
-        twist = twist_from(decision.action, self.robot)
+        self._closed, twist = wanted, twist_from(decision.action, self.robot)
+        changed = wanted if before is not None and wanted != before else None
+        if idle and not twist.any():
+            return Command(Applied.APPLIED, decision.action, None, closed=changed)
+        self._commanded_s = now_s
         if twist.any():
             self._moved_s = now_s
-        changed = before is not None and wanted != before
-        return Command(Applied.APPLIED, decision.action, twist, closed=wanted if changed else None)
+        return Command(Applied.APPLIED, decision.action, twist, closed=changed)
 
     def stop(self, now_s: float) -> None:
         """The servo begins to listen: whatever moves the arm, it is to be told to stop."""
