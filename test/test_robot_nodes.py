@@ -462,22 +462,21 @@ def test_without_tf2_msgs_a_robot_whose_pose_is_tfs_is_refused_with_a_sentence(s
 class Commanded:
     """A running output, the arbiter before it and the robot's controllers after it."""
 
-    def __init__(self, probe, start, robot=ROBOT, prefix="", servo=True, **parameters):
+    def __init__(
+        self, probe, start, robot=ROBOT, prefix="", servo=True, gripper=True, **parameters
+    ):
         from geometry_msgs.msg import TwistStamped
-        from std_msgs.msg import Float64MultiArray
-        from trajectory_msgs.msg import JointTrajectory
 
         from hapo_ros.nodes.common import ros_types
 
         self.probe, self.types = probe, ros_types()
         self.twists, self.grippers = [], []
-        trajectory = robot["gripper"]["kind"] == "joint_trajectory"
         names = (topics.DRY_RUN_TWIST, topics.DRY_RUN_GRIPPER) if prefix else (
             robot["servo"]["topic"], robot["gripper"]["topic"])  # fmt: skip
         if servo:
             probe.node.create_subscription(TwistStamped, names[0], self.twists.append, 100)
-        type_ = JointTrajectory if trajectory else Float64MultiArray
-        probe.node.create_subscription(type_, names[1], self.grippers.append, 100)
+        if gripper:
+            self.listen_to_gripper(names[1], robot["gripper"]["kind"])
         self.words = probe.listen(topics.APPLIED_ACTION)
         self.publishers = {
             name: probe.publisher(name)
@@ -489,6 +488,13 @@ class Commanded:
         if servo:
             wait_for(lambda: self.twists)
             assert not any(map(moves, self.twists))  # the first thing it says is a stop
+
+    def listen_to_gripper(self, name="/gripper", kind="float64_multi_array"):
+        from std_msgs.msg import Float64MultiArray
+        from trajectory_msgs.msg import JointTrajectory
+
+        type_ = JointTrajectory if kind == "joint_trajectory" else Float64MultiArray
+        self.probe.node.create_subscription(type_, name, self.grippers.append, 100)
 
     def tick(self, sequence, gripper=-1.0, episode_id="ep"):
         tick = Tick(episode_id, sequence, time.time_ns(), applied_action=hold(gripper))
@@ -514,6 +520,16 @@ class Commanded:
                 return word
         raise AssertionError("every decision was late")
 
+    def until_gripper(self, first: int, **known):
+        """Execute a change of the gripper, once the output sees that it listens."""
+        newest = first - 1
+
+        def ask():
+            nonlocal newest
+            newest = self.in_time(newest + 1, **known).sequence
+
+        return wait_for(lambda: self.grippers, meanwhile=ask)
+
 
 def moves(message) -> bool:
     twist = message.twist
@@ -522,7 +538,8 @@ def moves(message) -> bool:
 
 
 def test_a_decision_becomes_a_twist_in_the_base_frame_and_a_gripper_command(probe, start):
-    around = Commanded(probe, start)
+    diagnoses = probe_diagnoses(probe)
+    around = Commanded(probe, start, gripper=False)
     around.decide(decided(0, action=hold(-1.0), hold=True))
     word = around.in_time(1, action=np.array([0.5, 0, -0.2, 0, 0, 1, 1], np.float32))
     assert word.applied == Applied.APPLIED and word.tick and word.episode_id == "ep"
@@ -532,18 +549,22 @@ def test_a_decision_becomes_a_twist_in_the_base_frame_and_a_gripper_command(prob
     assert (sent.twist.linear.x, sent.twist.linear.z, sent.twist.angular.z) == pytest.approx(
         (0.25, -0.1, 2.0)
     )
-    assert not around.grippers  # how it stood was not known: it is not moved
-    around.in_time(word.sequence + 1, action=hold(-1.0))
-    wait_for(lambda: around.grippers)
-    assert list(around.grippers[0].data) == [0.04]
+    # How the gripper stood was not known: it is not moved. And no one is there to be told to open.
+    word = around.in_time(word.sequence + 1, action=hold(-1.0))
+    assert word.applied == Applied.REFUSED and word.action[6] == 1.0
+    said = "No one takes gripper commands on /gripper"
+    wait_for(lambda: diagnoses and said in diagnoses[-1].message)
+    around.listen_to_gripper()
+    (sent,) = around.until_gripper(word.sequence + 1, action=hold(-1.0))
+    assert list(sent.data) == [0.04]
 
 
 def test_a_gripper_with_a_trajectory_controller_is_sent_its_joints_and_a_time(probe, start):
     gripper = ROBOT["gripper"] | {"kind": "joint_trajectory", "duration_s": 1.5,
                                   "joints": ["left_finger", "right_finger"]}  # fmt: skip
     around = Commanded(probe, start, ROBOT | {"gripper": gripper})
-    around.in_time(around.in_time(0, action=hold(-1.0)).sequence + 1, action=hold(1.0))
-    (sent,) = wait_for(lambda: around.grippers)
+    known = around.in_time(0, action=hold(-1.0)).sequence
+    (sent,) = around.until_gripper(known + 1, action=hold(1.0))
     assert sent.joint_names == ["left_finger", "right_finger"]
     (point,) = sent.points
     assert list(point.positions) == [0.0, 0.0]

@@ -123,6 +123,7 @@ class Robot:
         tick=True,
         stamp_off_s=0.0,
         action=None,
+        gripper_listens=True,
     ):
         """motion: x of the action; None is a hold."""
         if action is None:
@@ -141,7 +142,9 @@ class Robot:
         )
         ros_now_ns = round(self.now_s * 1e9)
         stamp_ns = round((self.now_s + stamp_off_s) * 1e9)
-        command = self.output.decide(decision, stamp_ns, tick, self.now_s, ros_now_ns)
+        command = self.output.decide(
+            decision, stamp_ns, tick, self.now_s, ros_now_ns, gripper_listens
+        )
         if command is not None and command.twist is not None:
             self.twists.append(command.twist)
         return command
@@ -320,6 +323,19 @@ def test_how_the_gripper_stands_is_learned_from_the_ticks_and_never_commanded(ro
     robot.step(gripper=CLOSED)
     robot.tick(0, "next", gripper=OPEN)  # someone opened it by hand
     assert robot.decide(sequence=0, episode="next", gripper=OPEN).closed is None
+
+
+def test_a_change_of_the_gripper_that_no_one_hears_of_is_refused_and_not_believed(robot):
+    robot.step(gripper=OPEN)
+    for _ in range(2):
+        refused = robot.step(gripper=CLOSED, gripper_listens=False)
+        assert refused.applied is Applied.REFUSED and is_held(refused, OPEN)
+        assert refused.closed is None
+        assert f"no one takes commands on {FRANKA.gripper.topic}. Holding" in refused.text
+    moved = robot.step(gripper=OPEN, gripper_listens=False)  # without a change
+    assert moved.applied is Applied.APPLIED and moved.twist.any()
+    assert robot.step(gripper=CLOSED).closed is True
+    assert robot.output.counts["decisions for a gripper that does not listen"] == 2
 
 
 def test_nothing_is_known_of_the_gripper_until_a_change_is_asked_for():

@@ -81,7 +81,7 @@ class RobotOutputNode(HapoNode):
             return
         at = messages.message_stamp_ns(message)
         now = self.now_s(), self.ros_now_ns()
-        command = self._core.decide(decision, at, message.tick, *now)
+        command = self._core.decide(decision, at, message.tick, *now, self._gripper_listens)
         if command is None:
             return
         self._send(command)
@@ -100,6 +100,11 @@ class RobotOutputNode(HapoNode):
                 action=self.types.sequence(command.action),
             )
         )
+
+    @property
+    def _gripper_listens(self) -> bool:
+        """Whether a gripper command reaches anyone, or is only to be shown."""
+        return self.parameters.dry_run or self._gripper.get_subscription_count() > 0
 
     def _as_executed(self, command: Command) -> Command:
         """The command, refused where it cannot have moved the robot."""
@@ -160,6 +165,9 @@ class RobotOutputNode(HapoNode):
             level, text = DiagnosticStatus.WARN, "Dry run: the robot is sent nothing."
         elif not self._heard:
             level, text = DiagnosticStatus.ERROR, f"No one takes twists on {self._names[0]}."
+        elif not self._gripper_listens:
+            level = DiagnosticStatus.WARN
+            text = f"No one takes gripper commands on {self._names[1]}. Start its controller."
         return level, text, self._core.counts
 
     def shut_down(self) -> None:

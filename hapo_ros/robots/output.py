@@ -62,12 +62,18 @@ class RobotOutput:
             self._closed = closes(tick.applied_action)
 
     def decide(
-        self, decision: Decision, stamp_ns: int, tick: bool, now_s: float, ros_now_ns: int
+        self,
+        decision: Decision,
+        stamp_ns: int,
+        tick: bool,
+        now_s: float,
+        ros_now_ns: int,
+        gripper_listens: bool = True,
     ) -> Command | None:
         """The command for a decision; None for one that was answered already or is out of order.
 
         stamp_ns, tick: of its ExecutedAction. What is late or cannot be executed is answered with a
-        hold.
+        hold; so is a change of the gripper that nobody would hear of.
         """
         self._join(decision)
         if tick and not self._is_next(decision):
@@ -81,8 +87,16 @@ class RobotOutput:
         if not decision.requested.size:
             return self._hold(Applied.APPLIED, "", now_s, silent=idle)
         wanted, before = closes(decision.action), self._closed
-        self._closed, twist = wanted, twist_from(decision.action, self.robot)
         changed = wanted if before is not None and wanted != before else None
+        if changed is not None and not gripper_listens:
+            self.counts["decisions for a gripper that does not listen"] += 1
+            text = (
+                f"Decision {decision.sequence} {'closes' if wanted else 'opens'} the gripper, and "
+                f"no one takes commands on {self.robot.gripper.topic}. Holding. Start its "
+                "controller, or want the gripper as it was."
+            )
+            return self._hold(Applied.REFUSED, text, now_s, silent=idle)
+        self._closed, twist = wanted, twist_from(decision.action, self.robot)
         if idle and not twist.any():
             return Command(Applied.APPLIED, decision.action, None, closed=changed)
         self._commanded_s = now_s
@@ -113,7 +127,7 @@ class RobotOutput:
 
     def _hold(self, applied: Applied, text: str, now_s: float, silent: bool = False) -> Command:
         if silent:
-            return Command(applied, self.hold(), None)
+            return Command(applied, self.hold(), None, text=text)
         self._commanded_s = now_s
         return Command(applied, self.hold(), NO_MOTION, text=text)
 
