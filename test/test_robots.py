@@ -455,6 +455,16 @@ def test_a_pose_of_tf_is_an_input_like_any_other():
     assert fault(11.1) is Fault.REFUSED  # stamped far in the future
     hear(11.2)
     assert fault(11.2) is None
+    tf.look_up(11.25, 11_050_000_000)  # the clock was set back by 0.2 s
+    hear(11.1, received_s=11.28)
+    tf.look_up(11.3, 11_100_000_000)
+    assert assembler.value("pose")[1] == 11_100_000_000
+    hear(11.15, received_s=11.3)
+    tf.look_up(11.35, 11_150_000_000)  # as old as what it is made of
+    assert "pose" not in assembler.problems(11.39) and "pose" in assembler.problems(11.41)
+    hear(11.12, received_s=11.36)
+    tf.look_up(11.36, 11_160_000_000)
+    assert assembler.value("pose")[1] == 11_150_000_000  # overtaken
 
 
 def test_nothing_of_a_robot_needs_ros():

@@ -138,16 +138,43 @@ def test_what_cannot_be_used_is_told_with_its_reason(feed):
     assert feed.assembler.counts["camera front (/front): refused"] == 1
 
 
-@pytest.mark.parametrize("jump_s", [-3600.0, -0.7, 0.7, 3600.0])
-def test_a_wall_clock_that_is_set_ages_nothing_and_is_followed(feed, jump_s):
+@pytest.mark.parametrize("jump_s", [3600.0, 0.7, 0.4, 0.2, 0.05])
+@pytest.mark.parametrize("on_their_way", [0, 1])
+def test_a_wall_clock_that_is_set_ages_nothing_and_is_followed(feed, jump_s, on_their_way):
     feed.both()
-    feed.later(0.05)
-    feed.ros_offset_s += jump_s
-    assert feed.faults == {}
-    for _ in range(5):
-        feed.later(0.05)
-        feed.both()
+    for sign in (-1, 1, 1, -1, -1):  # back and forth
+        feed.later(0.04)
+        feed.ros_offset_s += sign * jump_s
+        for _ in range(on_their_way):  # stamped before the clock was set
+            feed.later(0.004)
+            taken = [feed.add(key, age_s=0.005 + sign * jump_s) for key in INPUTS]
+            assert taken == [jump_s < 0.5] * 2
         assert feed.faults == {}
+        for _ in range(12):
+            feed.later(0.05)
+            feed.both()
+            assert feed.faults == {}
+        refused = dict(feed.assembler.counts)
+        assert not feed.add("camera", age_s=0.03)  # overtaken
+        assert sum(feed.assembler.counts.values()) == sum(refused.values()) + 1
+
+
+def test_a_clock_that_was_set_back_lets_no_message_through_twice(feed):
+    feed.both()
+    stamp_ns = feed.ros_now_ns - ns(0.01)
+    feed.later(0.02)
+    feed.ros_offset_s -= 0.2
+    for _ in range(5):
+        feed.later(0.02)
+        assert not feed.assembler.add("camera", None, stamp_ns, feed.now_s, feed.ros_now_ns)
+
+
+def test_clocks_that_are_read_one_after_the_other_let_nothing_old_through(feed):
+    feed.both()
+    for jitter_s in (-0.004, 0.004, -0.004):  # a process that was interrupted in between
+        feed.later(0.02)
+        feed.ros_offset_s += jitter_s
+        assert not feed.add("camera", age_s=0.2)
 
 
 steps = st.lists(
@@ -165,14 +192,15 @@ steps = st.lists(
 @settings(deadline=None)
 @given(steps)
 def test_whatever_comes_a_complete_observation_is_recent_and_its_stamps_advance(messages):
-    feed, stamps, arrived = Feed(), {}, {}
+    feed, stamps, arrived, set_back = Feed(), {}, {}, set()
     for key, age_s, passes_s, content, jump_s in messages:
         feed.ros_offset_s += jump_s
+        set_back |= INPUTS.keys() if jump_s < 0 else set()
         if feed.add(key, age_s, digest=content):
             assert abs(age_s) <= 0.5 + 1e-6
             stamp_ns = feed.assembler.value(key)[1]
-            if key in stamps and stamps[key] - feed.ros_now_ns <= ns(0.5):
-                assert stamp_ns > stamps[key]
+            if key in stamps and stamp_ns <= stamps[key]:
+                set_back.remove(key)  # once
             stamps[key], arrived[key] = stamp_ns, feed.now_s
         feed.later(passes_s)
         for name, known in INPUTS.items():

@@ -14,6 +14,8 @@ import numpy as np
 from hapo_ros.arbitration.limits import GRIPPER, hold
 from hapo_ros.arbitration.types import Applied, Authority, Decision, Tick
 
+_CLOCK_STEP_NS = 10_000_000  # two clocks are not read in one moment: less is no setting of one
+
 
 class Fault(Enum):
     """What is wrong with an input."""
@@ -49,6 +51,8 @@ class _Kept:
     value: object = None
     stamp_ns: int | None = None
     received_s: float = -np.inf
+    clock_ns: int | None = None  # ROS time ahead of the steady clock, when it was taken in
+    begins_anew_s: float = -np.inf  # until then, one stamp may be before the last
     arrived_s: float = -np.inf  # the last message at all
     refusal: str = ""  # why that one was refused
     digest: int | None = None
@@ -76,11 +80,13 @@ class Assembler:
         now_s: float,
         ros_now_ns: int,
         digest: int | None = None,
+        received_s: float | None = None,
     ) -> bool:
         """Take in a message; whether it is the newest now.
 
         Refused: a stamp too far from ``ros_now_ns``, or not after the last one's (repeated, out of
-        order). digest: a hash of its content, for inputs that may freeze.
+        order), but for the first after ROS time was set back. digest: a hash of its content, for
+        inputs that may freeze. received_s: when it came, if that was before ``now_s``.
         """
         kept, ahead_ns = self._kept[key], stamp_ns - ros_now_ns
         if abs(ahead_ns) > self._tolerance_ns:
@@ -89,14 +95,20 @@ class Assembler:
                 key, f"its stamps are {abs(ahead_ns) / 1e9:.3g} s {way} of this machine's", now_s
             )
             return False
-        kept.arrived_s, kept.refusal = now_s, ""
-        # A last stamp in the future is one from before the clock was set back: begin anew.
-        ahead = kept.stamp_ns is not None and kept.stamp_ns - ros_now_ns > self._tolerance_ns
-        if kept.stamp_ns is not None and stamp_ns <= kept.stamp_ns and not ahead:
-            self.counts[f"{self._inputs[key].name}: repeated or old"] += 1
-            return False
+        received_s = now_s if received_s is None else received_s
+        kept.arrived_s, kept.refusal = received_s, ""
+        clock_ns = ros_now_ns - round(now_s * 1e9)
+        if kept.clock_ns is not None and clock_ns < kept.clock_ns - _CLOCK_STEP_NS:
+            # The next ones may still be stamped by the clock as it was: they were on their way.
+            kept.begins_anew_s = now_s + self._tolerance_ns / 1e9
+        if kept.stamp_ns is not None and stamp_ns <= kept.stamp_ns:
+            if stamp_ns == kept.stamp_ns or now_s > kept.begins_anew_s:
+                self.counts[f"{self._inputs[key].name}: repeated or old"] += 1
+                return False
+            kept.begins_anew_s = -np.inf
         kept.same = kept.same + 1 if digest is not None and digest == kept.digest else 1
-        kept.value, kept.stamp_ns, kept.received_s, kept.digest = value, stamp_ns, now_s, digest
+        kept.value, kept.stamp_ns, kept.digest = value, stamp_ns, digest
+        kept.received_s, kept.clock_ns = received_s, clock_ns
         return True
 
     def refuse(self, key: str, why: str, now_s: float) -> None:

@@ -132,7 +132,7 @@ class PoseFromTf:
             return
         if at != self._stamp_ns:
             self._stamp_ns = at
-            self._assembler.add(POSE, pose, at, received_s, ros_now_ns)
+            self._assembler.add(POSE, pose, at, now_s, ros_now_ns, received_s=received_s)
 
 
 def measured_gripper(positions: np.ndarray, robot: RobotConfig) -> float | None:
