@@ -330,6 +330,17 @@ def test_a_tick_says_what_became_of_the_decision_and_what_the_arbiter_said_last(
     wait_for(lambda: answered(around.tick(around.newest())))
     last = around.newest()
     assert around.tick(last + 2).applied == first.LATE_HELD  # no word
+
+    def answered_late(tick) -> bool:
+        """Whether a word still counts that comes just after the period: not always when busy."""
+        around.decide(tick.sequence, epoch=5)
+        late_ns = stamp(tick, "") + round(1.05e9 * ROBOT["control_period_s"])
+        wait_for(lambda: time.time_ns() > late_ns)
+        around.apply(tick.sequence, MOTION)
+        return around.tick(tick.sequence + 1).applied == tick.APPLIED
+
+    # After a tick that is not answered, the next one is not put off.
+    wait_for(lambda: answered_late(around.tick(around.newest() + 2)))
     around.episode(state=4)
     around.episode("next")
     again = around.tick(0, "next")

@@ -257,6 +257,34 @@ def test_a_tick_says_what_became_of_the_decision_before():
     assert ticks.next(3).applied is Applied.REFUSED
 
 
+def test_a_tick_waits_for_the_word_on_a_decision_that_was_seen_and_on_no_other():
+    ticks = EpisodeTicks()
+    ticks.start("ep")
+    ticks.see_decision(decision(0), tick=False)  # by the arbiter's timer
+    assert not ticks.awaits_word
+    ticks.next(0)
+    ticks.see_decision(decision(0), tick=False)
+    ticks.see_decision(decision(0, "before"), tick=True)
+    assert not ticks.awaits_word
+    ticks.see_decision(decision(0), tick=True)
+    assert ticks.awaits_word
+    ticks.see_decision(decision(0, epoch=3), tick=False)  # the newest; the tick's is still open
+    assert ticks.awaits_word
+    ticks.see_applied("ep", 0, Applied.APPLIED, MOTION, tick=True)
+    assert not ticks.awaits_word
+    assert ticks.next(1).applied is Applied.APPLIED and not ticks.awaits_word
+    ticks.see_applied("ep", 1, Applied.APPLIED, MOTION, tick=True)
+    ticks.see_decision(decision(1), tick=True)  # overtaken by its word
+    assert not ticks.awaits_word
+    ticks.next(2)
+    ticks.see_decision(decision(2), tick=True)
+    ticks.next(3)  # no word came: it goes on
+    assert not ticks.awaits_word
+    ticks.see_decision(decision(3), tick=True)
+    ticks.stop()
+    assert not ticks.awaits_word
+
+
 def test_the_word_on_another_episode_or_on_no_tick_is_of_the_gripper_only():
     ticks = EpisodeTicks()
     ticks.start("ep")
@@ -286,13 +314,14 @@ def test_a_tick_echoes_the_newest_decision_of_its_episode():
     ticks = EpisodeTicks()
     ticks.start("ep")
     ticks.next(0)
-    ticks.see_decision(decision(0, epoch=2, due=True))
-    ticks.see_decision(decision(9, "before", Authority.HUMAN, epoch=7))
-    ticks.see_decision(decision(0, authority=Authority.HOLD, epoch=1))  # overtaken
+    ticks.see_decision(decision(0, epoch=2, due=True), tick=True)
+    ticks.see_decision(decision(9, "before", Authority.HUMAN, epoch=7), tick=True)
+    ticks.see_decision(decision(0, authority=Authority.HOLD, epoch=1), tick=True)  # overtaken
     tick = ticks.next(1)
     assert (tick.authority, tick.epoch, tick.policy_due) == (Authority.POLICY, 2, True)
     assert not ticks.human
-    ticks.see_decision(decision(0, authority=Authority.HUMAN, epoch=3))  # by the arbiter's timer
+    by_timer = decision(0, authority=Authority.HUMAN, epoch=3)
+    ticks.see_decision(by_timer, tick=False)
     assert ticks.human and ticks.next(2).authority is Authority.HUMAN
     ticks.start("next")
     assert not ticks.human and ticks.next(0).epoch == 0

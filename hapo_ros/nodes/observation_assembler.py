@@ -45,6 +45,7 @@ EPISODE = "episode"  # the key of what is wrong with the episode's ticks, beside
 SENSOR = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
 TF = QoSProfile(depth=100, reliability=ReliabilityPolicy.BEST_EFFORT)
 TF_STATIC = QoSProfile(depth=100, durability=LATCHED.durability)
+PUT_OFF = 0.2  # of a control period, at most, that a tick waits for the word on the last decision
 
 
 class ObservationAssembler(HapoNode):
@@ -78,10 +79,11 @@ class ObservationAssembler(HapoNode):
         self.create_subscription(ExecutedAction, topics.EXECUTED_ACTION, self._on_decision, RECORD)
         self.create_subscription(AppliedAction, topics.APPLIED_ACTION, self._on_applied, RECORD)
         self.create_subscription(EpisodeState, topics.EPISODE_STATE, self._on_episode, LATCHED)
-        self.every(self._robot.control_period_s, lambda: self._after_messages.reset())
+        self.every(self._robot.control_period_s, self._on_period)
         # The executor serves timers before messages: a word that is there already must count.
-        self._after_messages = self.every(0.001, self._on_period)
+        self._after_messages = self.every(0.001, self._observe)
         self._after_messages.cancel()
+        self._until_s = -np.inf  # to when this period's tick may be put off
         self.diagnose(self._diagnosis)
 
     # Inputs
@@ -140,7 +142,7 @@ class ObservationAssembler(HapoNode):
 
     def _on_decision(self, message: ExecutedAction) -> None:
         try:
-            self._ticks.see_decision(messages.decision_from(message))
+            self._ticks.see_decision(messages.decision_from(message), message.tick)
         except ValueError as error:
             self.get_logger().error(f"A decision was refused: {error}.", throttle_duration_sec=1.0)
 
@@ -156,6 +158,12 @@ class ObservationAssembler(HapoNode):
     # Output
 
     def _on_period(self) -> None:
+        self._until_s = self.now_s() + PUT_OFF * self._robot.control_period_s
+        self._after_messages.reset()
+
+    def _observe(self) -> None:
+        if self._ticks.awaits_word and self.now_s() < self._until_s:
+            return  # and look again in a millisecond
         self._after_messages.cancel()
         if not self._robot.pose.topic:
             self._tf.look_up(self.now_s(), self.ros_now_ns())

@@ -161,11 +161,13 @@ class EpisodeTicks:
     counts: Counter[str] = field(default_factory=Counter)
     _sequence: int = -1
     _decision: Decision | None = None  # the last of this episode
+    _decided: int = -1  # the last tick that was answered
     _applied: tuple[int, Applied, np.ndarray] | None = None  # the last word of the robot's output
 
     def start(self, episode_id: str, joined: bool = False) -> None:
         """Begin an episode; its first tick is number 0, unless it was joined."""
-        self.episode_id, self.joined, self._sequence = episode_id, joined, -1
+        self.episode_id, self.joined = episode_id, joined
+        self._sequence = self._decided = -1
         self._decision = self._applied = None
 
     def stop(self) -> None:
@@ -182,17 +184,28 @@ class EpisodeTicks:
         """Whether the last decision of this episode left the arm with the human."""
         return self._decision is not None and self._decision.authority is Authority.HUMAN
 
+    @property
+    def awaits_word(self) -> bool:
+        """Whether the last tick was answered, and no word has come on what became of the answer.
+
+        Where it comes just after the next tick, that says LATE_HELD of a decision that was executed
+        (a gripper that closed): better to put that tick off a little.
+        """
+        told = self._applied is not None and self._applied[0] == self._sequence
+        return bool(self.episode_id) and 0 <= self._sequence == self._decided and not told
+
     def meet_gripper(self, measured: float | None) -> None:
         """Take in how the gripper stands, if it can be measured, before the first tick."""
         if measured is not None:
             self.gripper = measured
 
-    def see_decision(self, decision: Decision) -> None:
-        """Take in an ExecutedAction, those of the arbiter's own timer included."""
-        known = self._decision
-        if decision.episode_id == self.episode_id and (
-            known is None or decision.epoch >= known.epoch
-        ):
+    def see_decision(self, decision: Decision, tick: bool) -> None:
+        """Take in an ExecutedAction; tick: whether it answers one, or is of the arbiter's timer."""
+        if decision.episode_id != self.episode_id:
+            return
+        if tick:
+            self._decided = max(self._decided, decision.sequence)
+        if self._decision is None or decision.epoch >= self._decision.epoch:
             self._decision = decision
 
     def see_applied(
