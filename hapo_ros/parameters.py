@@ -273,7 +273,6 @@ PARAMETERS: dict[str, tuple[Parameter, ...]] = {
     "simulated_robot": (
         Parameter("robot", "simulated", "Robot of config/robots, or its YAML file"),
         Parameter("task", "Lift", "Task to simulate"),
-        Parameter("image_size", 84, "Height and width of the cameras' own images", "px", 16, 1024),
         Parameter("joint_state_hz", 50.0, "Rate of joint states and pose", "Hz", 1.0, 1000.0),
         Parameter("servo_timeout_s", 0.1, "A twist is followed for this long", "s", 0.05, 2.0),
     ),

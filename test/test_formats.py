@@ -717,7 +717,8 @@ frames: {base: base, tool: tool}
 control_period_s: 0.05
 scales: {linear_m_s: 0.5, angular_rad_s: 1.0}
 limits: {linear_m_s: 0.5, angular_rad_s: 1.0}
-cameras: {front: {topic: /camera/image, size: [6, 8], rate_hz: 20, tolerance_s: 0.09}}
+cameras: {front: {topic: /camera/image, source: [6, 8], size: [6, 8], rate_hz: 20,
+                  tolerance_s: 0.09}}
 joint_states: [{topic: /joint_states, joints: [j1, finger]}]
 pose: {source: topic, topic: /pose}
 servo: {topic: /servo/twist, units: speed_units}

@@ -25,7 +25,7 @@ FINISHED = 4  # EpisodeState.FINISHED
 # How punctual the machine is is not what these show.
 PATIENT = {
     "arbiter": {"device_timeout_s": 5.0, "tick_timeout_s": 5.0, "max_policy_failures": 1000},
-    "simulated_robot": {"image_size": 128, "servo_timeout_s": 0.6},
+    "simulated_robot": {"servo_timeout_s": 0.6},
 }
 
 
@@ -34,7 +34,8 @@ def robot_file(folder: Path) -> Path:
     yaml = YAML(typ="safe")
     robot = yaml.load(resource("config/robots/simulated.yaml").read_text())
     for camera, rate_hz in zip(CAMERAS, (4, 3), strict=True):
-        robot["cameras"][camera] |= {"rate_hz": rate_hz, "tolerance_s": 2.0}
+        own = {"rate_hz": rate_hz, "tolerance_s": 2.0, "source": [128, 128]}
+        robot["cameras"][camera] |= own
     for source in (*robot["joint_states"], robot["pose"]):
         source["tolerance_s"] = 2.0
     robot |= {"control_period_s": 0.2, "timeouts": {"decision_s": 0.2, "command_s": 0.6}}

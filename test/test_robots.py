@@ -86,6 +86,10 @@ def test_what_is_left_out_has_defaults():
         ("limits.workspace_min_m", [0.3, 0.5, 0.2], "the workspace has no room"),
         ("cameras.wrist.size", [84], "cameras: wrist: size must be 2 whole numbers"),
         ("cameras.wrist.size", [0, 84], "size must be 2 whole numbers from 1 on"),
+        ("cameras.wrist.source", None, "cameras: wrist: source is missing"),
+        ("cameras.wrist.source", [480, 559], "cameras: wrist: the crop (0, 80, 480, 480)"),
+        ("cameras.wrist.crop", [1, 80, 480, 480], "is not inside its source of 480 x 640"),
+        ("cameras.wrist.crop", [0, 0, 0, 480], "is not inside its source"),
         ("cameras.wrist.crop", [0, 0, 1.5, 2], "crop must be 4 whole numbers"),
         ("cameras.wrist.rate_hz", None, "cameras: wrist: rate_hz is missing"),
         ("cameras.wrist.topic", "a b", "topic must be a topic's name"),
@@ -139,7 +143,7 @@ SCENE[:] = cv2.resize(SCENE, (2, 2)).repeat(3, 0).repeat(4, 1)  # flat: chroma i
 
 
 def camera(**known) -> config.CameraConfig:
-    defaults = {"compressed": False, "size": (6, 8), "crop": None, "rate_hz": 30.0}
+    defaults = {"compressed": False, "source": (6, 8), "size": (6, 8), "crop": None, "rate_hz": 30}
     return config.CameraConfig(
         "front", "/front", tolerance_s=0.1, frozen_after=0, **(defaults | known)
     )
@@ -213,7 +217,7 @@ def test_a_bayer_pattern_becomes_rgb_with_red_and_blue_where_they_belong(pattern
     mosaic = np.zeros((8, 8), np.uint8)
     for place, letter in zip(((0, 0), (0, 1), (1, 0), (1, 1)), pattern, strict=True):
         mosaic[place[0] :: 2, place[1] :: 2] = colour[0, 0]["rgb".index(letter)]
-    seen = images.picture(image(f"bayer_{pattern}8", mosaic), camera(size=(8, 8)))
+    seen = images.picture(image(f"bayer_{pattern}8", mosaic), camera(source=(8, 8), size=(8, 8)))
     np.testing.assert_array_equal(seen, colour)
 
 
@@ -231,7 +235,8 @@ def test_a_compressed_image_becomes_rgb(suffix, error):
     scene = cv2.resize(SCENE, (64, 48), interpolation=cv2.INTER_NEAREST)
     _, data = cv2.imencode(suffix, scene[..., ::-1])
     how = f"rgb8; {suffix[1:]} compressed bgr8"
-    seen = images.picture(compressed(data.tobytes(), how), camera(compressed=True, size=(48, 64)))
+    known = {"compressed": True, "source": (48, 64), "size": (48, 64)}
+    seen = images.picture(compressed(data.tobytes(), how), camera(**known))
     assert np.median(np.abs(seen.astype(int) - scene)) <= error
 
 
@@ -239,7 +244,9 @@ def test_an_image_is_cropped_first_and_then_resized_by_averaging():
     scene = np.zeros((4, 8, 3), np.uint8)
     scene[:, 4:] = 100
     scene[::2, 4:] = 200
-    seen = images.picture(image("rgb8", scene), camera(crop=(0, 4, 4, 4), size=(2, 2)))
+    seen = images.picture(
+        image("rgb8", scene), camera(source=(4, 8), crop=(0, 4, 4, 4), size=(2, 2))
+    )
     np.testing.assert_array_equal(seen, np.full((2, 2, 3), 150))
 
 
@@ -249,8 +256,10 @@ def test_an_image_is_cropped_first_and_then_resized_by_averaging():
         (image("16UC1", SCENE[..., 0]), {}, "encoding '16UC1' is none of rgb8, bgr8"),
         (image("rgb8", SCENE[..., :2]), {}, "rgb8 image of 6 x 8 in rows of 16 bytes"),
         (image("yuv422", SCENE[:5, :, :2]), {}, "odd number of pixels"),
-        (image("rgb8", SCENE), {"crop": (0, 4, 4, 5)}, "crop .* is not inside an image of 6 x 8"),
-        (image("rgb8", SCENE), {"crop": (0, 0, 0, 5)}, "is not inside"),
+        (image("rgb8", SCENE[:4]), {}, r"its images are 4 x 8, and the robot's file says 6 x 8"),
+        (image("rgb8", SCENE), {"source": (12, 16)}, r"6 x 8, and the robot's file says 12 x 16"),
+        (compressed(cv2.imencode(".png", SCENE[:, :4])[1].tobytes(), "png"), {"compressed": True},
+         "its images are 6 x 4"),
         (compressed(b"", "jpeg"), {"compressed": True}, "0 bytes of format 'jpeg' are no image"),
         (compressed(b"abc" * 9, "jpeg"), {"compressed": True}, "27 bytes of format 'jpeg'"),
         (compressed(b"abc", "16UC1; compressedDepth"), {"compressed": True}, "is depth"),
@@ -271,7 +280,7 @@ def test_no_image_of_whatever_bytes_does_anything_but_be_refused_or_seen(
     message.data = np.frombuffer(data, np.uint8)
     message.height, message.width, message.step, message.encoding = height, width, step, encoding
     try:
-        seen = images.picture(message, camera(size=(4, 4)))
+        seen = images.picture(message, camera(source=(height, width), size=(4, 4)))
     except ValueError:
         return
     assert seen.shape == (4, 4, 3) and seen.dtype == np.uint8

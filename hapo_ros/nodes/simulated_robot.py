@@ -40,7 +40,8 @@ class SimulatedRobot(HapoNode):
         try:
             self._robot = robot = config.load(own.robot)
             cameras = [camera.name for camera in robot.cameras]
-            self._simulation = Simulation(get_task(own.task), own.image_size, cameras)
+            image_size = robot.cameras[0].source[0] if cameras else 1
+            self._simulation = Simulation(get_task(own.task), image_size, cameras)
         except (ValueError, OSError, RuntimeError) as error:
             raise FatalError(f"{error} The simulated robot does not start.") from error
         self._check()
@@ -71,8 +72,10 @@ class SimulatedRobot(HapoNode):
     def _check(self) -> None:
         robot = self._robot
         scales = robot.linear_scale_m_s, robot.angular_scale_rad_s
+        one_size = (self._simulation.image_size, self._simulation.image_size)
         usable = (
-            scales == (LINEAR_SCALE_M_S, ANGULAR_SCALE_RAD_S)
+            all(camera.source == one_size for camera in robot.cameras)
+            and scales == (LINEAR_SCALE_M_S, ANGULAR_SCALE_RAD_S)
             and len(robot.joint_states) == 1
             and len(robot.joints) == self._simulation.reset(0, images=False).joint_positions.size
             and robot.pose.topic
@@ -82,8 +85,9 @@ class SimulatedRobot(HapoNode):
             raise FatalError(
                 f"The simulation cannot stand in for robot {robot.name}: it has one topic of joint "
                 "states with 7 joints and 2 fingers, a pose topic, a float64_multi_array gripper, "
-                f"and speeds of {LINEAR_SCALE_M_S:g} m/s and {ANGULAR_SCALE_RAD_S:g} rad/s. It "
-                "does not start. See config/robots/simulated.yaml."
+                f"speeds of {LINEAR_SCALE_M_S:g} m/s and {ANGULAR_SCALE_RAD_S:g} rad/s, and "
+                "cameras whose source is one square size. It does not start. See "
+                "config/robots/simulated.yaml."
             )
 
     # Commands

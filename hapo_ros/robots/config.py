@@ -23,9 +23,10 @@ _TOPIC = re.compile(r"/?[A-Za-z_~][A-Za-z0-9_~]*(/[A-Za-z_][A-Za-z0-9_]*)*")
 class CameraConfig:
     """One camera.
 
-    compressed: sensor_msgs/CompressedImage instead of Image. size: (height, width) in pixels as
-    published for policy and recorder. crop: (top, left, height, width) of the camera's own image,
-    taken before it is resized; None for all of it. rate_hz: what it publishes at. tolerance_s: an
+    compressed: sensor_msgs/CompressedImage instead of Image. source: (height, width) in pixels of
+    the camera's own images; others are refused. size: (height, width) as published for policy and
+    recorder. crop: (top, left, height, width) inside ``source``, taken before the image is resized;
+    None for all of it. rate_hz: what it publishes at. tolerance_s: an
     image received longer ago than this is late. frozen_after: so many images in a row that are the
     same bit for bit mean that it is frozen; 0: not looked at (a simulation may show the same).
     """
@@ -33,6 +34,7 @@ class CameraConfig:
     name: str
     topic: str
     compressed: bool
+    source: tuple[int, int]
     size: tuple[int, int]
     crop: tuple[int, int, int, int] | None
     rate_hz: float
@@ -219,6 +221,7 @@ def _camera(name: str, section: "_Section") -> CameraConfig:
         name=name,
         topic=section.topic(),
         compressed=section.choice("kind", ("raw", "compressed"), "raw") == "compressed",
+        source=section.whole_numbers("source", 2, 1),
         size=section.whole_numbers("size", 2, 1),
         crop=section.whole_numbers("crop", 4, 0, optional=True),
         rate_hz=rate_hz,
@@ -264,6 +267,14 @@ def _check(config: RobotConfig, where: str) -> None:
     )
     corners = zip(config.workspace_min_m, config.workspace_max_m, strict=True)
     check(all(low < high for low, high in corners), "limits: the workspace has no room")
+    for camera in config.cameras:
+        rows, columns = camera.source
+        top, left, height, width = camera.crop or (0, 0, rows, columns)
+        check(
+            0 < height <= rows - top and 0 < width <= columns - left,
+            f"cameras: {camera.name}: the crop {camera.crop} (top, left, height, width) is not "
+            f"inside its source of {rows} x {columns}",
+        )
     topics = [camera.topic for camera in config.cameras]
     topics += {source.topic for source in config.joint_states}  # which parts of it may share
     topics += [config.pose.topic or "/tf", config.servo_topic, config.gripper.topic]

@@ -29,9 +29,15 @@ def picture(message, camera: CameraConfig) -> np.ndarray:
     """(h, w, 3) uint8 RGB of a camera's message, cropped and resized to ``camera.size``.
 
     message: sensor_msgs/Image, or CompressedImage where ``camera.compressed``. Raises ValueError
-    with a sentence for one that is malformed, of an unknown encoding, or smaller than the crop.
+    with a sentence for one that is malformed, of an unknown encoding, or not of ``camera.source``.
     """
     image = decompressed(message) if camera.compressed else rgb_from(message)
+    if image.shape[:2] != camera.source:
+        height, width = camera.source
+        raise ValueError(
+            f"its images are {image.shape[0]} x {image.shape[1]}, and the robot's file says "
+            f"{height} x {width} (source): set the camera's driver to that, or mend the file"
+        )
     return fitted(image, camera.size, camera.crop)
 
 
@@ -82,16 +88,11 @@ def decompressed(message) -> np.ndarray:
 def fitted(image: np.ndarray, size, crop=None) -> np.ndarray:
     """The (H, W, 3) image, cropped to (top, left, height, width) and resized to (height, width).
 
-    By averaging areas, which a policy's training images of another resolution are nearest to.
-    Raises ValueError where the crop is not inside the image.
+    By averaging areas, which a policy's training images of another resolution are nearest to. The
+    crop is inside the image.
     """
     if crop is not None:
         top, left, height, width = crop
-        if top + height > image.shape[0] or left + width > image.shape[1] or 0 in (height, width):
-            raise ValueError(
-                f"the crop {list(crop)} (top, left, height, width) is not inside an image of "
-                f"{image.shape[0]} x {image.shape[1]}"
-            )
         image = image[top : top + height, left : left + width]
     if image.shape[:2] != tuple(size):
         import cv2
