@@ -274,7 +274,6 @@ PARAMETERS: dict[str, tuple[Parameter, ...]] = {
         Parameter("robot", "simulated", "Robot of config/robots, or its YAML file"),
         Parameter("task", "Lift", "Task to simulate"),
         Parameter("joint_state_hz", 50.0, "Rate of joint states and pose", "Hz", 1.0, 1000.0),
-        Parameter("servo_timeout_s", 0.1, "A twist is followed for this long", "s", 0.05, 2.0),
     ),
     "spacemouse": (
         *_OPERATOR,

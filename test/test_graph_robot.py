@@ -25,7 +25,6 @@ FINISHED = 4  # EpisodeState.FINISHED
 # How punctual the machine is is not what these show.
 PATIENT = {
     "arbiter": {"device_timeout_s": 5.0, "tick_timeout_s": 5.0, "max_policy_failures": 1000},
-    "simulated_robot": {"servo_timeout_s": 0.6},
 }
 
 
@@ -38,7 +37,8 @@ def robot_file(folder: Path) -> Path:
         robot["cameras"][camera] |= own
     for source in (*robot["joint_states"], robot["pose"]):
         source["tolerance_s"] = 2.0
-    robot |= {"control_period_s": 0.2, "timeouts": {"decision_s": 0.2, "command_s": 0.6}}
+    timeouts = {"decision_s": 0.2, "command_s": 0.6, "servo_s": 0.6}
+    robot |= {"control_period_s": 0.2, "timeouts": timeouts}
     robot["stamp_tolerance_s"] = 5.0
     folder.mkdir(parents=True, exist_ok=True)
     yaml.dump(robot, folder / "robot.yaml")

@@ -41,7 +41,7 @@ ROBOT = {
     "servo": {"topic": "/servo/twist", "units": "speed_units"},
     "gripper": {"kind": "float64_multi_array", "topic": "/gripper", "joints": ["left_finger"],
                 "open": 0.04, "closed": 0.0},
-    "timeouts": {"decision_s": 0.2, "command_s": 0.5, "lost_s": 0.5},
+    "timeouts": {"decision_s": 0.2, "command_s": 0.5, "servo_s": 0.3, "lost_s": 0.5},
     "stamp_tolerance_s": 5.0,
 }  # fmt: skip
 

@@ -64,7 +64,7 @@ def test_what_is_left_out_has_defaults():
     del data["stamp_tolerance_s"]
     robot = config.parse(data, "mine")
     assert robot.decision_timeout_s == pytest.approx(0.045)
-    assert robot.command_timeout_s == pytest.approx(0.1)
+    assert robot.command_timeout_s == pytest.approx(0.1) == robot.servo_timeout_s
     assert robot.stamp_tolerance_s == 0.5 and not robot.simulated
     assert config.load("ur").workspace_max_m == (np.inf,) * 3
     (camera, _) = robot.cameras
@@ -108,12 +108,20 @@ def test_what_is_left_out_has_defaults():
         ("simulated", "yes", "simulated must be true or false"),
         ("timeouts.decision_s", 0.06, "more than the control period"),
         ("timeouts.command_s", 0.04, "less than the control period"),
+        ("timeouts.servo_s", 0.06, "it would halt between two twists"),
     ],
 )
 def test_a_wrong_key_or_value_is_refused_with_a_sentence_that_names_it(path, value, said):
     with pytest.raises(ValueError) as refused:
         config.parse(changed(path, value), "mine", "mine.yaml")
     assert said in str(refused.value) and str(refused.value).startswith("mine.yaml: ")
+
+
+def test_a_control_period_leaves_a_quarter_of_the_servos_time_out():
+    slow = {"control_period_s": 0.2}
+    with pytest.raises(ValueError, match=r"control_period_s is 0.2 s, more than 0.75 of"):
+        config.parse(changed("timeouts", {"servo_s": 0.26}, **slow), "mine")
+    assert config.parse(changed("timeouts", {"servo_s": 0.27}, **slow), "mine").stop_s == 0.3
 
 
 def test_a_file_that_is_not_there_or_no_yaml_is_refused(tmp_path):

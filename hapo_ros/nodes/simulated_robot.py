@@ -110,7 +110,7 @@ class SimulatedRobot(HapoNode):
             self._observation = self._simulation.reset(message.seed, images=False)
 
     def _step(self) -> None:
-        live = self.now_s() - self._twist_s <= self.parameters.servo_timeout_s
+        live = self.now_s() - self._twist_s <= self._robot.servo_timeout_s
         twist = self._twist if live else np.zeros(6)
         action = np.clip(action_from(twist, self._closed, self._robot), -1.0, 1.0)
         self._observation = self._simulation.step(action, images=False)

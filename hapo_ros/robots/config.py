@@ -14,6 +14,7 @@ from hapo_ros.resources import resource
 
 FOLDER = "config/robots"
 UNITS = ("speed_units", "unitless")
+SERVO_SHARE = 0.75  # of the servo's time-out, at most, is a control period: a twist may come late
 GRIPPER_KINDS = ("float64_multi_array", "joint_trajectory")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _TOPIC = re.compile(r"/?[A-Za-z_~][A-Za-z0-9_~]*(/[A-Za-z_][A-Za-z0-9_]*)*")
@@ -85,7 +86,8 @@ class RobotConfig:
     how fast the speed may grow, 0: any. workspace_*_m: corners of the box that the tool is kept in,
     in ``base_frame``; infinite: open. decision_timeout_s: a
     decision that comes longer after its tick is not executed. command_timeout_s: without a decision
-    for this long the arm is stopped. stop_s: for how long it is told so. lost_after_s: an input
+    for this long the arm is stopped. stop_s: for how long it is told so. servo_timeout_s: the
+    servo's own time-out, after which it halts a twist by itself. lost_after_s: an input
     that is gone for this long ends the recording. stamp_tolerance_s: between a stamp and this
     machine's clock. simulated: ``simulated_robot`` stands in for it.
     """
@@ -111,6 +113,7 @@ class RobotConfig:
     decision_timeout_s: float
     command_timeout_s: float
     stop_s: float
+    servo_timeout_s: float
     lost_after_s: float
     stamp_tolerance_s: float
     simulated: bool = False
@@ -206,6 +209,7 @@ def parse(data, name: str, where: str = "the robot's configuration") -> RobotCon
         decision_timeout_s=timeouts.number("decision_s", 0.005, 1.0, 0.9 * period),
         command_timeout_s=timeouts.number("command_s", 0.01, 2.0, 2 * period),
         stop_s=timeouts.number("stop_s", 0.0, 5.0, 0.3),
+        servo_timeout_s=timeouts.number("servo_s", 0.02, 2.0, 0.1),
         lost_after_s=timeouts.number("lost_s", 0.1, 60.0, 2.0),
         stamp_tolerance_s=top.number("stamp_tolerance_s", 0.01, 3600.0, 0.5),
         simulated=top.flag("simulated", False),
@@ -264,6 +268,12 @@ def _check(config: RobotConfig, where: str) -> None:
         config.command_timeout_s >= config.control_period_s,
         f"timeouts.command_s is {config.command_timeout_s:g} s, less than the control period of "
         f"{config.control_period_s:g} s: the arm would stop between two decisions",
+    )
+    check(
+        config.control_period_s <= SERVO_SHARE * config.servo_timeout_s,
+        f"control_period_s is {config.control_period_s:g} s, more than {SERVO_SHARE:g} of "
+        f"timeouts.servo_s, the servo's own time-out of {config.servo_timeout_s:g} s: it would "
+        "halt between two twists, and the arm go less far than each action says",
     )
     corners = zip(config.workspace_min_m, config.workspace_max_m, strict=True)
     check(all(low < high for low, high in corners), "limits: the workspace has no room")
