@@ -364,7 +364,7 @@ def test_arbiter_and_device_know_the_speeds_and_the_rate_of_the_robot(policy):
             "max_rate_rad_s": [0.8] * 3,
             "max_acceleration_m_s2": 2.0,
             "max_acceleration_rad_s2": 0.0,
-            "workspace_min_m": [0.25, -0.4, 0.01],
+            "workspace_min_m": [0.25, -0.4, 0.04],
             "workspace_max_m": [0.75, 0.4, 0.6],
         }
         mode = {"lock_step": False, "readers": 0}
