@@ -12,7 +12,8 @@ from pathlib import Path
 
 DEADLINE_S = 60.0
 AT_REST, AWAY = b"\x01" + bytes(6), b"\x01" + struct.pack("<3h", 0, -350, 0)
-# The spacemouse node as a program; its first argument is the path of the socket.
+# The spacemouse node as a program; its first argument is the path of the socket. That of a second
+# mouse has a 2 at its end.
 NODE = """
 import os, socket, sys
 from easyhid import HIDException
@@ -22,10 +23,12 @@ from hapo_ros.devices import spacemouse as devices
 PATH = sys.argv.pop(1)
 
 class Hid:
-    path, product_string, manufacturer_string, serial_number, release_number = PATH, "", "", "", 0
+    product_string, manufacturer_string, serial_number, release_number = "", "", "", 0
+    def __init__(self, path):
+        self.path = path
     def open(self):
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.socket.connect(PATH)
+        self.socket.connect(self.path)
         self.socket.setblocking(False)
     def close(self):
         self.socket.close()
@@ -40,8 +43,8 @@ class Hid:
 
 def enumerate_devices():
     info = pyspacemouse.get_device_specs()["SpaceNavigator"]
-    found = devices.FoundDevice(PATH, info.name)
-    return [(found, info, Hid())] if os.path.exists(PATH) else []
+    there = [path for path in (PATH, PATH + "2") if os.path.exists(path)]
+    return [(devices.FoundDevice(path, info.name), info, Hid(path)) for path in there]
 
 devices.enumerate_devices = enumerate_devices
 from hapo_ros.nodes.spacemouse import main

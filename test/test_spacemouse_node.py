@@ -151,6 +151,22 @@ def test_the_spacemouse_node_publishes_rest_motion_silence_and_a_reconnected_dev
     assert len(set(stamps)) == len(stamps)
 
 
+def test_one_of_two_mice_that_is_lost_is_not_replaced_by_the_other_and_that_is_said(operator):
+    mouse, other = (Mouse(operator.folder / name) for name in ("hid", "hid2"))
+    started = operator.start(SPACEMOUSE, str(mouse.path), *parameters(reopen_every_s=0.1))
+    mouse.opened()
+    mouse.unplug()
+    said = f"there is only SpaceNavigator at {other.path}. None is opened"
+    wait_for(lambda: any(said in line for line in started.log), operator.spin)
+    assert not other.wanted()
+    mouse = Mouse(mouse.path)
+    mouse.opened()
+    mouse.cable.send(b"\x03\x01")
+    wait_for(lambda: operator.joys and operator.joys[-1].buttons[0] == 1, operator.spin)
+    started.process.send_signal(signal.SIGTERM)
+    assert operator.ended(started)[0] == 0
+
+
 def test_a_cap_held_at_start_is_published_deflected_from_the_first_message(operator):
     mouse = Mouse(operator.folder / "hid")
     started = operator.start(SPACEMOUSE, str(mouse.path))

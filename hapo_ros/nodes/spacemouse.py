@@ -92,14 +92,25 @@ class SpaceMouseNode(OperatorNode):
             return False
         self._retry_s = self.now_s() + self.parameters.reopen_every_s
         try:
-            # While one of several is missing, the same index is another operator's mouse.
-            if not self.parameters.device_path and len(list_devices()) < self._plugged_in:
+            if not self.parameters.device_path and not self._all_are_back():
                 return False
             self._open()
         except DeviceLost as error:
             self.get_logger().debug(str(error))
             return False
         return True
+
+    def _all_are_back(self) -> bool:
+        """While one of several is missing, the same index is another operator's mouse."""
+        there = list_devices()
+        if there and len(there) < self._plugged_in:
+            self.get_logger().warning(
+                f"{self._plugged_in} SpaceMice were plugged in at the start, and there is only "
+                f"{', '.join(f'{d.name} at {d.path}' for d in there)}. None is opened: it may be "
+                "another operator's. Plug the others in again, or set device_path and restart.",
+                throttle_duration_sec=10.0,
+            )
+        return len(there) >= self._plugged_in
 
     def _tell_silence(self, now_s: float) -> None:
         if self._mouse.silent == self._silent:
