@@ -331,6 +331,9 @@ def test_discarding_is_asked_back_and_a_second_x_does_it():
             assert f"Discard {EPISODE}? x again" in screen.words("answers") and not screen.asked
             await screen.press("space")  # stands for nothing
             assert "Not discarded" in screen.words("answers")
+            await screen.press("x", "question_mark", "x")
+            assert "x again" in screen.words("answers") and not screen.asked  # asked anew
+            await screen.press("space")
             await screen.press("x", "x")
             assert screen.asked == ["discard_episode"]
 

@@ -167,6 +167,8 @@ class ConsoleApp(App[None]):
 
     def action_help(self) -> None:
         self.screen.toggle_class("helping")
+        self.model.requests.press_other(time.monotonic())
+        self.draw()
 
     # What is shown
 
