@@ -163,7 +163,7 @@ class Assembled:
             name: probe.publisher(name)
             for name in (topics.EPISODE_STATE, topics.EXECUTED_ACTION, topics.APPLIED_ACTION)
         }
-        start("observation_assembler", robot, **parameters)
+        self.process = start("observation_assembler", robot, **parameters)
         wait_for(lambda: all(p.get_subscription_count() for p in self.publishers.values()))
 
     def _listen_to_images(self, name):
@@ -343,6 +343,13 @@ def test_a_tick_says_what_became_of_the_decision_and_what_the_arbiter_said_last(
 
     # After a tick that is not answered, the next one is not put off.
     wait_for(lambda: answered_late(around.tick(around.newest() + 2)))
+    # Its pose stands still all the while.
+    said = "The robot is told to move and does not (0."
+    wait_for(
+        lambda: said in around.diagnoses[-1].message,
+        meanwhile=lambda: answered(around.tick(around.newest())),
+    )
+    assert said in around.process.log.read_text()
     around.episode(state=4)
     around.episode("next")
     again = around.tick(0, "next")

@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 
 from hapo_ros.arbitration import Applied, Authority, Decision, Reason
 from hapo_ros.arbitration.limits import hold
+from hapo_ros.robots import config
 from hapo_ros.robots.assembly import Assembler, EpisodeTicks, Fault, Input
+from hapo_ros.robots.standstill import Standstill
 
 SECOND = 1_000_000_000
 INPUTS = {"camera": Input("camera front (/front)", 0.1, frozen_after=3), "pose": Input("pose", 0.2)}
@@ -325,3 +327,61 @@ def test_a_tick_echoes_the_newest_decision_of_its_episode():
     assert ticks.human and ticks.next(2).authority is Authority.HUMAN
     ticks.start("next")
     assert not ticks.human and ticks.next(0).epoch == 0
+
+
+# A robot that stands still
+
+FRANKA = config.load("franka")  # 0.25 m/s, 0.8 rad/s, 20 Hz: action 1 is 12.5 mm, 0.04 rad
+
+
+class Arm:
+    """An arm that follows what is applied, late and in part; its pose at every tick."""
+
+    def __init__(self, follows=1.0, delay=0):
+        self.standstill, self.follows = Standstill(FRANKA), follows
+        self.way, self.turn = np.zeros(3), 0.0
+        self.asked = [np.zeros(7)] * delay
+
+    def step(self, x=0.0, yaw=0.0, applied=Applied.APPLIED) -> bool:
+        """A tick; whether it seems to stand still after it."""
+        action = np.array([x, 0, 0, 0, 0, yaw, 1], np.float32)
+        self.asked.append(action)
+        done = self.asked.pop(0)
+        self.way = self.way + self.follows * done[:3] * 0.25 * 0.05
+        self.turn += self.follows * float(done[5]) * 0.8 * 0.05
+        pose = [*self.way, 0, 0, np.sin(self.turn / 2), np.cos(self.turn / 2)]
+        self.standstill.see(applied, action, np.array(pose))
+        return bool(self.standstill.text)
+
+    def steps(self, count, **known) -> list[bool]:
+        return [self.step(**known) for _ in range(count)]
+
+
+@pytest.mark.parametrize("motion", [{"x": 0.1}, {"yaw": 0.3}, {"x": -1.0, "yaw": 1.0}])
+def test_an_arm_that_is_told_to_move_and_does_not_is_noticed_within_two_seconds(motion):
+    stuck = Arm(follows=0.0)
+    told = stuck.steps(40, **motion)
+    assert told[-1] and not any(told[:20])
+    assert "is its servo paused, without a command type" in stuck.standstill.text
+    stuck.follows = 1.0
+    assert not any(stuck.steps(10, **motion)[3:])  # it goes
+
+
+@pytest.mark.parametrize("delay", [0, 2, 5])
+def test_an_arm_that_moves_late_slowly_or_back_and_forth_is_not_said_to_stand_still(delay):
+    arm = Arm(follows=0.2, delay=delay)
+    told = arm.steps(30) + arm.steps(30, x=1.0) + arm.steps(30, x=-1.0) + arm.steps(30, yaw=1.0)
+    for x in (1.0, -1.0) * 3:
+        told += arm.steps(7, x=x)
+    assert not any(told)
+
+
+def test_nothing_is_said_where_little_was_asked_or_not_all_of_it_was_applied():
+    arm = Arm(follows=0.0)
+    assert not any(arm.steps(60, x=0.04))  # 7 mm in the part of the window that counts
+    assert not any(arm.steps(30))  # held
+    refused = [arm.step(x=1.0, applied=Applied.REFUSED) for _ in range(60)]
+    late = []
+    for _ in range(6):
+        late += [*arm.steps(15, x=1.0), arm.step(applied=Applied.LATE_HELD)]
+    assert not any(refused + late)

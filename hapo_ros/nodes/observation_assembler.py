@@ -39,6 +39,7 @@ from hapo_ros.robots.inputs import (
     measured_gripper,
     sources,
 )
+from hapo_ros.robots.standstill import Standstill
 
 EPISODE = "episode"  # the key of what is wrong with the episode's ticks, beside those of the inputs
 # Whatever a driver offers is received; only the newest counts.
@@ -62,6 +63,7 @@ class ObservationAssembler(HapoNode):
             raise FatalError(str(error)) from error
         self._assembler = Assembler(known, self._robot.stamp_tolerance_s)
         self._ticks = EpisodeTicks()
+        self._standstill = Standstill(self._robot)
         self._tf = PoseFromTf(self._robot, self._assembler)
         self._sent: dict[str, int] = {}  # camera -> stamp of the image that was last published
         self._told = None  # faults by input, and whether the observation is lost
@@ -211,6 +213,10 @@ class ObservationAssembler(HapoNode):
         if self._ticks.episode_id and (not begins or self._matched()):
             tick = self._ticks.next(at)
             self._tick.publish(messages.tick_message(self.types, tick, stamps))
+            pose, _ = self._assembler.value(POSE)
+            self._standstill.see(tick.applied, tick.applied_action, pose)
+            if text := self._standstill.text:
+                self.get_logger().warning(text, throttle_duration_sec=2.0)
 
     def _matched(self) -> bool:
         """Whether everyone who needs the first tick would get it."""
@@ -256,7 +262,9 @@ class ObservationAssembler(HapoNode):
     def _diagnosis(self):
         problems = self._problems()
         text = "; ".join(problem.text for problem in problems.values())
-        level = DiagnosticStatus.WARN if problems else DiagnosticStatus.OK
+        if not problems and self._ticks.episode_id:
+            text = self._standstill.text
+        level = DiagnosticStatus.WARN if text else DiagnosticStatus.OK
         counts = self._assembler.counts + self._ticks.counts
         return level, text or "The observation is complete.", counts
 
