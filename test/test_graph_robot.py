@@ -161,6 +161,10 @@ def test_while_the_assembler_is_dead_a_human_keeps_the_arm_and_then_the_recordin
             report(x)
             return twists and twists[-1].twist.linear.x == pytest.approx(x)
 
+        def is_back():
+            report(0.1)
+            return "does not know its ticks" in running.log("observation_assembler")
+
         with graph(tmp_path, policy, operator="none") as running:
             episode = running.start_episode()
             wait_for(lambda: all(p.get_subscription_count() for p in device.values()))
@@ -168,7 +172,7 @@ def test_while_the_assembler_is_dead_a_human_keeps_the_arm_and_then_the_recordin
             running.until(lambda: moves(0.3))
             running.kill("observation_assembler")
             wait_for(lambda: moves(0.1))  # nobody watches, so it is dead
-            running.until(lambda: "does not know its ticks" in running.log("observation_assembler"))
+            running.until(is_back)
             for x in (0.2, -0.1):
                 running.until(lambda x=x: moves(x))
             assert running.state["state"] == RUNNING
