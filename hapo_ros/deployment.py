@@ -321,7 +321,7 @@ def _robot(
                 "image_readers": ["policy", "recorder"],
             },
             # Restarted: a human who has the arm keeps it. The recording ends without one.
-            restart=Restart(),
+            restart=Restart(refusal_s=10.0),
             stop_order=2,
         ),
         # Restarted: a human has to be able to move the arm away. It stops the arm as it comes up,

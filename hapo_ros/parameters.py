@@ -122,7 +122,7 @@ PARAMETERS: dict[str, tuple[Parameter, ...]] = {
             0.1,
             1e6,
         ),
-        Parameter("status_hz", 5.0, "Rate of AuthorityStatus beside changes", "Hz", 0.5, 50.0),
+        Parameter("status_hz", 5.0, "Rate of AuthorityStatus beside changes", "Hz", 2.0, 50.0),
         Parameter(
             "readers",
             0,

@@ -1,7 +1,9 @@
 """Deployments for tests: the installed nodes as processes, watched, spoken to, gone at the end."""
 
 import os
+import shutil
 import signal
+import subprocess
 import threading
 import time
 import uuid
@@ -118,6 +120,15 @@ def start_node(name: str, log: Path, *ros_arguments: str, **parameters):
             stdout=output,
             stderr=output,
         )
+
+
+def fill(disk: Path, *, left_mib: int = 0) -> None:
+    """Another process fills the disk, all but ``left_mib``."""
+    free = shutil.disk_usage(disk).free
+    size = free - (left_mib << 20) if left_mib else 2 * free
+    command = ["dd", "if=/dev/zero", f"of={disk / 'full'}", "bs=64K", f"count={size >> 16}"]
+    full = subprocess.run(command, capture_output=True)
+    assert (full.returncode == 0) == bool(left_mib)
 
 
 def log(process) -> str:
@@ -255,7 +266,8 @@ class Graph:
             except GatewayError:
                 return False
             reply = replies[-1]
-            early = ("No one publishes", "has not come")  # the robot's sensors
+            # The robot's sensors; what a killed recorder has left.
+            early = ("No one publishes", "has not come", "is being recovered")
             return reply["ok"] or not any(text in reply["text"] for text in early)
 
         self.until(started)

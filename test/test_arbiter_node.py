@@ -5,7 +5,7 @@ from importlib import import_module
 
 import numpy as np
 import pytest
-from ros_graph import called, diagnosed, log, wait_for
+from ros_graph import called, diagnosed, fill, log, wait_for
 
 from hapo_ros import labels, topics
 from hapo_ros.arbitration import Authority, Event, PolicyCommand, Reason, Tick
@@ -235,6 +235,19 @@ def test_what_an_arbiter_that_is_killed_had_latched_is_latched_by_the_next_one(s
     start("arbiter", on_device_lost="continue")
     wait_for(lambda: status)
     assert status[-1].authority == Authority.HOLD
+
+
+def test_an_estop_is_latched_though_the_disk_is_full(small_disk, start, probe, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(small_disk))
+    start("arbiter", **(PATIENT | {"on_device_lost": "continue"}))
+    around = Around(probe)
+    fill(small_disk)
+    around.begin()
+    assert around.request(Event.ESTOP).ok
+    around.tick(1)
+    assert around.decided(1).authority == Authority.FAULT
+    (left,) = small_disk.glob("hapo_ros_*_arbiter.lock")
+    wait_for(lambda: "fault" in left.read_text())  # it is written over what is there
 
 
 def test_a_second_arbiter_is_a_fault_of_both_which_name_each_other(around, start):

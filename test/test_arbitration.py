@@ -383,6 +383,16 @@ def test_an_episode_that_starts_or_is_joined_in_a_fault_goes_on_once_that_is_cle
     assert made.move().label == HUMAN
 
 
+def test_in_lock_step_a_fault_is_cleared_before_any_report_of_the_device():
+    """It reports once a tick, and no episode starts in a fault."""
+    made = Rig(lock_step=True)
+    made.timer(events=[Event.JOIN_IN_FAULT])
+    assert made.timer(events=[Event.CLEAR_FAULT]).reason is Reason.FAULT_CLEARED
+    made = Rig()
+    made.timer(events=[Event.JOIN_IN_FAULT])
+    assert made.timer(events=[Event.CLEAR_FAULT]).authority is Authority.FAULT
+
+
 def test_what_an_arbiter_had_latched_is_latched_again_at_the_start_of_the_next_one():
     made = Rig()
     decision = made.timer(events=[Event.JOIN_IN_FAULT])
@@ -877,6 +887,23 @@ def test_a_gripper_that_is_said_to_have_moved_only_in_a_hold_is_left_so_by_the_t
     assert made.send(Event.HOLD, **late).action[GRIPPER] == OPEN
     decision = made.move(applied=Applied.APPLIED, applied_action=hold(CLOSED))
     assert decision.authority is Authority.HUMAN and decision.action[GRIPPER] == CLOSED
+
+
+def test_after_steps_without_ticks_what_is_said_of_the_last_tick_is_over():
+    made = rig(max_acceleration_m_s2=4.0)  # 0.2 of action 1 a step
+    for _ in range(4):
+        assert made.tick().label == POLICY
+    made.move(0.0)
+    made.timer(made.report(0.5))  # no camera, and the human takes the arm
+    closed = made.timer(made.report(0.5, press=[GRIP]))
+    assert closed.action[GRIPPER] == CLOSED
+    made.timer(made.report(), events=[Event.HOLD])
+    made.timer(made.report())
+    told = FORWARD.copy()
+    told[GRIPPER] = OPEN
+    back = made.move(0.9, applied=Applied.APPLIED, applied_action=told)
+    assert back.authority is Authority.HUMAN and back.action[GRIPPER] == CLOSED
+    assert back.action[0] == pytest.approx(0.2)
 
 
 def test_a_humans_gripper_press_counts_though_the_decision_came_too_late():

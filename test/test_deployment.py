@@ -345,7 +345,7 @@ def test_a_robot_has_two_sides_in_place_of_the_simulation(policy):
         "image_readers": ["policy", "recorder"],
     }
     assert output.parameters == {"robot": file, "dry_run": False}
-    assert assembler.restart == Restart() and not assembler.essential
+    assert assembler.restart == Restart(refusal_s=10.0) and not assembler.essential
     # A human has to be able to move the arm away; the command stops before it.
     assert output.restart == Restart() and not output.essential
     order = {name: spec.stop_order for name, spec in nodes.items()}

@@ -2,8 +2,10 @@
 
 import ast
 import json
+import os
 import signal
 import subprocess
+import tempfile
 import time
 from functools import partial
 from importlib import import_module
@@ -106,6 +108,29 @@ def test_a_node_whose_predecessor_was_killed_starts(start, probe):
     heard = len(executed)
     start("arbiter")
     wait_for(lambda: len(executed) > heard + 5)
+
+
+def test_the_word_of_a_process_that_crashed_outlasts_a_second_crash(tmp_path, monkeypatch):
+    from hapo_ros.nodes import common
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def started():
+        stream, *left = common._lock_name("/arbiter", 7)
+        return stream, tuple(left)
+
+    stream, left = started()
+    assert left == (False, "")
+    common._write(stream, "fault")
+    stream.close()
+    for _ in range(2):  # the first of them has not come to its word when it is killed
+        stream, left = started()
+        assert left == (True, "fault")
+        stream.close()
+    monkeypatch.setattr(os, "getppid", lambda: 1)  # another deployment
+    stream, left = started()
+    assert left == (True, "")
+    stream.close()
 
 
 def test_readers_of_the_status_hear_of_a_publisher_that_lives_and_says_nothing(probe):

@@ -3,13 +3,12 @@
 import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 
 import numpy as np
 import pytest
-from ros_graph import Probe, called, diagnosed, log, wait_for
+from ros_graph import Probe, called, diagnosed, fill, log, wait_for
 
 from hapo_ros import labels, topics
 from hapo_ros.arbitration import Applied, Authority, Reason, Tick
@@ -366,8 +365,8 @@ def test_signals_that_come_while_a_bag_is_closed_leave_it_closed_and_incomplete(
         deployed.decide(number)
 
     def again():
-        recorder.send_signal(signal.SIGINT)
-        recorder.send_signal(signal.SIGTERM)
+        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+            recorder.send_signal(number)
 
     wait_for(lambda: newest(topics.EXECUTED_ACTION, bags / ".ep.partial") > 0, go_on)
     wait_for(lambda: recorder.poll() is not None, again)  # before, during and after
@@ -376,10 +375,11 @@ def test_signals_that_come_while_a_bag_is_closed_leave_it_closed_and_incomplete(
     assert not reader.result.complete and len(reader.live) > 0
 
 
-def test_a_recorder_that_was_killed_says_that_nothing_is_recorded_before_it_recovers(
+def test_a_recorder_that_was_killed_says_that_nothing_is_recorded_while_it_recovers(
     start, probe, tmp_path
 ):
     from hapo_ros.msg import EpisodeState
+    from hapo_ros.srv import StartEpisode
 
     states = probe.listen(topics.EPISODE_STATE)
     partial = tmp_path / "bags" / ".ep.partial"
@@ -388,7 +388,8 @@ def test_a_recorder_that_was_killed_says_that_nothing_is_recorded_before_it_reco
     os.mkfifo(waiting)  # who opens it to read waits for who opens it to write
     recorder = start("recorder", root=tmp_path / "bags", cameras="['']")
     wait_for(lambda: [state for state in states if state.state == EpisodeState.IDLE])
-    assert "holds no MCAP file" not in log(recorder)
+    refused = called(probe, StartEpisode, topics.START_EPISODE, source="deployment")
+    assert not refused.ok and "being recovered" in refused.text
     waiting = waiting.rename(tmp_path / "pipe")
     end = os.open(waiting, os.O_RDWR)
     wait_for(lambda: "holds no MCAP file" in log(recorder))
@@ -470,13 +471,15 @@ def test_recorders_killed_at_20_moments_lose_a_second_at_most_and_harm_nothing_f
         for lane in "ab":
             root, name = tmp_path / lane, f"ep{number}"
             with Probe(ros_domain, namespace=f"{lane}{number}") as probe:
-                deployed = Deployed(probe)  # the recorder is there, and has recovered what was left
+                deployed = Deployed(probe)  # the recorder is there
                 if number == 0:
                     deployed.started("whole")
                     record(deployed, root / ".whole.partial", "whole", 3, ahead=second)
                     deployed.end(2, "whole")
                 else:
-                    check_recovered(root / f"ep{number - 1}", sent[lane])
+                    left = root / f"ep{number - 1}"
+                    wait_for(left.exists)
+                    check_recovered(left, sent[lane])
                     assert finished[lane].items() <= contents_of(root).items()
                 if number == 10:
                     continue
@@ -507,27 +510,6 @@ def record(deployed, partial, episode_id, count, ahead):
         wait_for(kept_up)
         deployed.observe(sequence, episode_id=episode_id)
         deployed.decide(sequence, episode_id=episode_id)
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A folder that is a disk of 64 MiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)]
-    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("no disk may be mounted here")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def fill(disk, *, left_mib=0):
-    """Another process fills the disk."""
-    free = shutil.disk_usage(disk).free
-    size = free - (left_mib << 20) if left_mib else 2 * free
-    command = ["dd", "if=/dev/zero", f"of={disk / 'full'}", "bs=64K", f"count={size >> 16}"]
-    full = subprocess.run(command, capture_output=True)
-    assert (full.returncode == 0) == bool(left_mib)
 
 
 def test_a_disk_that_fills_up_or_is_read_only_ends_a_recording_and_room_allows_the_next(

@@ -58,6 +58,7 @@ class _State:
     taken_over_s: float = -np.inf
     handed_back_s: float = -np.inf
     takeovers: int = 0
+    gap: bool = False  # steps without a tick since the last one
     changed: bool = False  # authority changed hands in this step
     awaits_policy: bool = False  # the decision is a hold only because no answer is there
     refusals: tuple[Refusal, ...] = ()  # of this step's requests
@@ -162,6 +163,7 @@ class Arbiter:
         if tick is not None:
             events, state.waiting = (*state.waiting, *events), ()
             self._sync(state, tick)
+        state.gap = tick is None
         for event in events:
             self._handle_event(state, Event(event), tick, now_s, counts)
         for sample in human:
@@ -205,7 +207,9 @@ class Arbiter:
         """
         executed = tick.applied not in (Applied.LATE_HELD, Applied.REFUSED)
         known = tick.episode_id == state.episode_id and valid_action(tick.applied_action)
-        if not known or (executed and state.authority in (Authority.POLICY, Authority.HUMAN)):
+        # After steps without ticks what was executed of the last tick's decision is long over.
+        acting = state.gap or state.authority in (Authority.POLICY, Authority.HUMAN)
+        if not known or (executed and acting):
             return
         *state.motion, gripper = tick.applied_action.tolist()
         if state.authority is not Authority.HUMAN:
@@ -217,7 +221,9 @@ class Arbiter:
                 return Refusal.START_IN_FAULT
             if trigger is Trigger.RESUME:
                 return Refusal.RESUME_IN_FAULT
-            needed = state.sample is not None or self.config.on_device_lost == "hold"
+            # In lock-step a device reports once a tick: there may be none before the first one.
+            must_be = self.config.on_device_lost == "hold" and not self.config.lock_step
+            needed = state.sample is not None or must_be
             at_rest = state.armed and state.neutral_since_s is not None
             ready = at_rest and self._live(state, now_s)
             if trigger is Trigger.CLEAR_FAULT and needed and not ready:

@@ -82,7 +82,7 @@ class ArbiterNode(HapoNode):
         self._pose_received_s = -float("inf")  # of the newest
         self._newest_stamp_ns = 0  # of the ticks
         self._estop_is_pressed = False
-        self._word = ""  # that a successor of this process would find
+        self._word = self.word_left  # what a successor of this process would find
         self._other_commanders = ""
 
         self._executed = self.create_publisher(ExecutedAction, topics.EXECUTED_ACTION, COMMAND)

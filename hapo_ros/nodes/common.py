@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -70,6 +71,11 @@ STATUS = QoSProfile(
 )
 
 
+ENDS = [signal.SIGINT, signal.SIGTERM]
+if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup has it
+    ENDS.append(signal.SIGHUP)  # the terminal was closed, which ros2 launch leaves to its nodes
+
+
 class FatalError(Exception):
     """The node cannot go on; the message is a sentence for the operator. It ends with exit 1."""
 
@@ -87,31 +93,37 @@ def _lock_name(node: str, domain: int):
 
     The graph cannot tell: a killed node stays in it for seconds, and its successor must start. Two
     nodes of one name would both record, both decide. Raises FatalError where one is running.
-    Returns the locked file, and what the process that had the name last has left in it: "" where it
-    ended well, else its number and, on a line of its own, the word it left (HapoNode.leave_word).
+    Returns the locked file; whether the process that had the name last did not end well, or it
+    would have emptied the file; and the word that it left (HapoNode.leave_word), which stays in it.
+    A word of another deployment, that is of another parent's child, is over with that.
     """
     name = f"hapo_ros_{os.getuid()}_{domain}{node.replace('/', '_')}.lock"
-    stream = (Path(tempfile.gettempdir()) / name).open("a+")
+    path = Path(tempfile.gettempdir()) / name
+    path.touch()
+    stream = path.open("r+")
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         stream.seek(0)
-        pid = stream.readline().strip() or "unknown"
+        pid = stream.readline().partition(" ")[0] or "unknown"
         raise FatalError(
             f"A node {node} is already running in ROS domain {domain} (process {pid}). This one "
             "ends and has changed nothing. End the other one, or choose another ROS_DOMAIN_ID."
         ) from None
     stream.seek(0)
     left = stream.read()
-    _write(stream, str(os.getpid()))
-    return stream, left
+    who, _, word = left.partition("\n")
+    word = word if who.endswith(f" {os.getppid()}") else ""
+    with suppress(OSError):  # a full disk: the lock is what counts
+        _write(stream, word)
+    return stream, bool(left), word
 
 
-def _write(stream, text: str) -> None:
-    """Make ``text`` the content of a file that was opened to append."""
-    stream.truncate(0)
-    stream.write(text)
-    stream.flush()
+def _write(stream, word: str) -> None:
+    """Make this process, its parent and a word the file's content, over the old: takes no room."""
+    data = f"{os.getpid()} {os.getppid()}\n{word}".encode()
+    os.pwrite(stream.fileno(), data, 0)
+    os.ftruncate(stream.fileno(), len(data))
 
 
 @cache
@@ -136,11 +148,10 @@ class HapoNode(Node):
 
     def __init__(self, name: str, parameters: Sequence[Parameter]):
         super().__init__(name)
-        self._name_lock, left = _lock_name(
+        # Whether the process before this one, of the same name, did not end well; its last word.
+        self._name_lock, self.after_crash, self.word_left = _lock_name(
             self.get_fully_qualified_name(), self.context.get_domain_id()
         )
-        # Whether the process before this one, of the same name, did not end well; its last word.
-        self.after_crash, self.word_left = bool(left), left.partition("\n")[2]
         self.parameters = self._declare(parameters)
         self.types = ros_types()
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -224,12 +235,18 @@ class HapoNode(Node):
             publisher.wait_for_all_acked(Duration(seconds=0.5))
 
     def leave_word(self, word: str) -> None:
-        """Of a line; the process that follows a crash of this one finds it in ``word_left``."""
-        _write(self._name_lock, f"{os.getpid()}\n{word}")
+        """Of a line; who follows a crash of this one in its deployment has it in ``word_left``."""
+        try:
+            _write(self._name_lock, word)
+        except OSError as error:
+            self.get_logger().error(
+                f"{self._name_lock.name} cannot be written ({error.strerror}). This node goes on; "
+                f"one that is started after a crash of it will not know: {word or 'all is well'}."
+            )
 
     def ended_well(self) -> None:
         """Leave nothing for the next process of this name, see ``after_crash``."""
-        self._name_lock.truncate(0)
+        os.ftruncate(self._name_lock.fileno(), 0)
 
     def shut_down(self) -> None:
         """Called once before the context ends: the last messages, closing files."""
@@ -238,7 +255,7 @@ class HapoNode(Node):
 def run(
     make_node: Callable[[], HapoNode], argv: Sequence[str] | None = None, threads: int = 1
 ) -> int:
-    """Run one node in this process until SIGINT, SIGTERM or its own end; returns the exit code.
+    """Run one node in this process until one of ``ENDS`` or its own end; returns the exit code.
 
     One shared handler sets a flag, so that ``shut_down`` can still publish; rclpy's own handler
     would end the context first. A second signal changes nothing. While the node is still being
@@ -251,7 +268,7 @@ def run(
         if first and node is None:
             raise SystemExit
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in ENDS:
         signal.signal(number, ask)
 
     try:
@@ -281,7 +298,7 @@ def run(
                 node.ended_well()
         rclpy.try_shutdown()
     # Python takes its handlers back as it ends: one more signal would be the process's end.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in ENDS:
         signal.signal(number, signal.SIG_IGN)
     return code
 

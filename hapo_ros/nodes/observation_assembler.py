@@ -46,6 +46,7 @@ EPISODE = "episode"  # the key of what is wrong with the episode's ticks, beside
 SENSOR = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
 TF = QoSProfile(depth=100, reliability=ReliabilityPolicy.BEST_EFFORT)
 TF_STATIC = QoSProfile(depth=100, durability=LATCHED.durability)
+HEARING_S = 5.0  # that it may take a node that has just started to hear who has the arm
 PUT_OFF = 0.2  # of a control period, at most, that a tick waits for the word on the last decision
 
 
@@ -232,7 +233,9 @@ class ObservationAssembler(HapoNode):
         """
         now = self.now_s()
         self._complete_s = self._complete_s if problems else now
-        lost = now - self._complete_s > self._robot.lost_after_s and not self._ticks.human
+        known = self._ticks.human is not None or now - self._started_s > HEARING_S
+        gone = now - self._complete_s > self._robot.lost_after_s
+        lost = gone and known and not self._ticks.human
         told = {key: problem.fault for key, problem in problems.items()}, lost
         if told == self._told:
             return

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 import time
 from collections import Counter
 from datetime import datetime, timezone
@@ -76,11 +77,16 @@ class Recorder(HapoNode):
         self._failure = ""  # of the last recording: why there is no whole bag of it
         self._closing: Future | None = None
         self._wanted_sequence, self._closing_since_s = -1, 0.0
-        self._states = self.create_publisher(EpisodeState, topics.EPISODE_STATE, LATCHED)
-        # At once, and not after the recovery, which may take a minute: whatever was recorded when
-        # the process before this one was killed is so no more, and nobody is to act in it.
-        self._publish_state(EpisodeState.IDLE)
-        self._recover()
+        try:
+            self._root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FatalError(
+                f"{self._root} cannot be used for episodes ({error}). The recorder does not start. "
+                "Give another folder with bags:=FOLDER."
+            ) from error
+        # It may take a minute, and everyone has to know at once that nothing is recorded any more.
+        self._recovery = threading.Thread(target=self._recover, daemon=True)
+        self._recovery.start()
 
         self._listeners = {
             topic: Listener(self, topic, type_name, self._qos(topic, type_name))
@@ -90,6 +96,7 @@ class Recorder(HapoNode):
             self.create_subscription(
                 String, topic, lambda message, topic=topic: self._on_info(topic, message), LATCHED
             )
+        self._states = self.create_publisher(EpisodeState, topics.EPISODE_STATE, LATCHED)
         self.create_service(StartEpisode, topics.START_EPISODE, self._on_start)
         # In a group of its own: while it waits, the messages it waits for have to come in.
         self.create_service(
@@ -101,6 +108,7 @@ class Recorder(HapoNode):
         self._closing_poll.cancel()
         self.every(ADAPT_S, self._adapt)
         self.diagnose(self._diagnosis)
+        self._publish_state(EpisodeState.IDLE)
 
     @staticmethod
     def _qos(topic: str, type_name: str):
@@ -109,18 +117,16 @@ class Recorder(HapoNode):
         return IMAGES if type_name == "sensor_msgs/msg/Image" else RECORD
 
     def _recover(self) -> None:
+        """Save what a crash left, in a thread: services answer meanwhile."""
         try:
-            self._root.mkdir(parents=True, exist_ok=True)
             left = unfinished(self._root)
         except OSError as error:
-            raise FatalError(
-                f"{self._root} cannot be used for episodes ({error}). The recorder does not start. "
-                "Give another folder with bags:=FOLDER."
-            ) from error
+            self.get_logger().error(f"What crashes left in {self._root} is not seen: {error}.")
+            return
         for folder in left:
             try:
                 bag = recover(folder)
-            except RecoveryError as error:
+            except (RecoveryError, OSError) as error:
                 self.get_logger().error(str(error))
             else:
                 self.get_logger().warning(
@@ -262,6 +268,11 @@ class Recorder(HapoNode):
             return (
                 f"Episode {self._writer.info.episode_id} is running. No second one is started. End "
                 "or discard it first."
+            )
+        if self._recovery.is_alive():
+            return (
+                "What a crash has left is being recovered. Nothing is recorded yet. Start again in "
+                "a moment."
             )
         if request.source not in ("demonstration", "deployment"):
             return f"source must be demonstration or deployment, not {request.source!r}."

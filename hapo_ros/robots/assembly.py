@@ -180,9 +180,9 @@ class EpisodeTicks:
         return bool(self.episode_id) and self._sequence < 0
 
     @property
-    def human(self) -> bool:
-        """Whether the last decision of this episode left the arm with the human."""
-        return self._decision is not None and self._decision.authority is Authority.HUMAN
+    def human(self) -> bool | None:
+        """Whether the last decision of this episode left the arm with the human; None: unheard."""
+        return None if self._decision is None else self._decision.authority is Authority.HUMAN
 
     @property
     def awaits_word(self) -> bool:
