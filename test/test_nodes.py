@@ -404,16 +404,31 @@ def test_the_gateway_answers_every_line_and_ends_with_its_input(ros_domain):
         json.dumps({"id": 4, "cancel": 1}),
         json.dumps({"id": 5, "call": "end_episode", "episode_id": "ep"}),
         json.dumps([6]),
+        json.dumps({"id": [7], "call": "end_episode"}),
+        json.dumps({"id": 8, "call": "end_episode", "note": "half \ud800"}),
+        '{"id": 9, "call": "end_episode", "note": "caf\udce9"}',  # latin-1
+        json.dumps({"id": 10, "call": "optimize", "bags": ["b"]}),
+        json.dumps({"id": 11, "cancel": 10}),
     ]
     run = subprocess.run(
-        arguments, input="\n".join(lines) + "\n", capture_output=True, text=True, timeout=60
+        arguments,
+        input="\n".join(lines) + "\n",
+        capture_output=True,
+        text=True,
+        timeout=60,
+        encoding="utf8",
+        errors="surrogateescape",
     )
     assert run.returncode == 0 and "Traceback" not in run.stderr, run.stderr
     said = [json.loads(line) for line in run.stdout.splitlines()]
     answers = {line.get("id"): line["error"] for line in said if "error" in line}
-    assert set(answers) == {None, 1, 2, 3, 4, 5}
-    assert all("understood" in answers[i] for i in (None, 1, 2, 3)), answers
-    assert "No goal 1" in answers[4] and "No such server" in answers[5]
+    assert set(answers) == {None, 1, 2, 3, 4, 5, 8, 9, 10}
+    assert (
+        answers[10] == "Cancelled before it began." and {"id": 11, "result": {"ok": True}} in said
+    )
+    assert all("understood" in answers[i] for i in (None, 1, 2, 3, 8)), answers
+    assert "No goal 1" in answers[4]
+    assert all("No such server" in answers[i] for i in (5, 9))
 
 
 def test_the_gateway_tells_a_console_of_device_and_diagnostics(probe):

@@ -77,6 +77,7 @@ class Gateway(HapoNode):
         self._waiting = []  # (deadline, client, start) of calls whose server is not there yet
         self._asked = {}  # id -> goal that the server has not answered yet
         self._goals = {}  # id -> goal handle, for cancel
+        self._cancelled = set()  # ids of goals that were cancelled before they were accepted
         self._open = set()  # ids that have had no result yet; it ends when its input has and they
         self._input_ended = False
         self._service_clients = {
@@ -109,6 +110,7 @@ class Gateway(HapoNode):
         self.every(DEVICE_S, self._tell_device)
 
     def _read(self) -> None:
+        sys.stdin.reconfigure(errors="replace")  # one bad byte is one bad request
         for line in sys.stdin:
             self._lines.put(line)
             self._line_read.trigger()
@@ -154,7 +156,10 @@ class Gateway(HapoNode):
         for waiting in list(self._waiting):
             deadline, client, request_id, begin = waiting
             ready = getattr(client, "server_is_ready", None) or client.service_is_ready
-            if ready():
+            if request_id in self._cancelled:
+                self._waiting.remove(waiting)
+                self._fail(request_id, "Cancelled before it began.")
+            elif ready():
                 self._waiting.remove(waiting)
                 begin()
             elif now > deadline:
@@ -166,8 +171,9 @@ class Gateway(HapoNode):
         request_id = None
         try:
             said = json.loads(line)
-            request_id = said.pop("id", None)
+            request_id = _plain_id(said.pop("id", None))
             self._open.add(request_id)
+            json.dumps(said, ensure_ascii=False).encode()  # half a character is an error here
             if "cancel" in said:
                 self._cancel(request_id, said["cancel"])
                 return
@@ -223,6 +229,8 @@ class Gateway(HapoNode):
                 return
             del self._asked[request_id]
             self._goals[request_id] = handle
+            if request_id in self._cancelled:
+                handle.cancel_goal_async()
             handle.get_result_async().add_done_callback(finished)
 
         def finished(future):
@@ -244,12 +252,24 @@ class Gateway(HapoNode):
         self._end(request_id, error=sentence)
 
     def _cancel(self, request_id, goal_id) -> None:
+        goal_id = _plain_id(goal_id)
+        if goal_id in self._asked or any(goal_id == waiting[2] for waiting in self._waiting):
+            self._cancelled.add(goal_id)
+            self._end(request_id, result={"ok": True})
+            return
         if goal_id not in self._goals:
             self._fail(request_id, f"No goal {goal_id} is being worked on.")
             return
         self._goals[goal_id].cancel_goal_async().add_done_callback(
             lambda _: self._end(request_id, result={"ok": True})
         )
+
+
+def _plain_id(request_id):
+    """A request's id; ValueError for one that is no word or number."""
+    if isinstance(request_id, list | dict):
+        raise ValueError(f"an id is a word or a number, not {request_id!r}")
+    return request_id
 
 
 def _plain(message) -> dict:
