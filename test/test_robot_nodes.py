@@ -621,6 +621,7 @@ def test_without_decisions_the_arm_is_told_to_stop_and_then_nothing(probe, start
 
 def test_a_decision_that_a_newer_tick_has_overtaken_is_held_and_said_to_be_late(probe, start):
     around = Commanded(probe, start)
+    around.in_time(0)  # from the episode's first decision on: it knows how the gripper stands
     for sequence in range(6):
         around.tick(sequence)
     # Ticks and decisions come on two topics: this one is there when the last tick's is answered.
