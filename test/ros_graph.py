@@ -358,6 +358,19 @@ class Probe:
         self.close()
 
 
+def publish_report(types, publishers, x=0.0, buttons=(0, 0), *, stamp_ns=None, frame="base_link"):
+    """A report of the operator's device, whose cap is deflected along x; of now unless stamped."""
+    import numpy as np
+
+    from hapo_ros.episodes import messages
+
+    axes = np.array([x, 0, 0, 0, 0, 0], np.float32)
+    at = time.time_ns() if stamp_ns is None else stamp_ns
+    built = messages.operator_messages(types, axes, buttons, axes.astype(np.float64), at, frame)
+    for name, message in built.items():
+        publishers[name].publish(message)
+
+
 def called(probe, type_, name, **fields):
     client = probe.node.create_client(type_, name)
     wait_for(client.service_is_ready)

@@ -5,7 +5,7 @@ from importlib import import_module
 
 import numpy as np
 import pytest
-from ros_graph import called, diagnosed, fill, log, wait_for
+from ros_graph import called, diagnosed, fill, log, publish_report, wait_for
 
 from hapo_ros import labels, topics
 from hapo_ros.arbitration import Authority, Event, PolicyCommand, Reason, Tick
@@ -60,13 +60,8 @@ class Around:
         message = messages.policy_action_message(self.types, command, 0)
         self.publishers[topics.POLICY_ACTION].publish(message)
 
-    def device(self, x=0.0, buttons=(0, 0)):
-        axes = np.array([x, 0, 0, 0, 0, 0], np.float32)
-        built = messages.operator_messages(
-            self.types, axes, buttons, axes.astype(np.float64), time.time_ns()
-        )
-        for name, message in built.items():
-            self.publishers[name].publish(message)
+    def device(self, x=0.0, buttons=(0, 0), **known):
+        publish_report(self.types, self.publishers, x, buttons, **known)
 
     def decided(self, sequence, episode_id="ep"):
         """Wait for the decision of a tick; returns it."""
@@ -285,14 +280,9 @@ def test_time_that_goes_back_ends_the_episode_and_disarms(start, probe):
 
     def step(sequence, stamp_ns, x=0.0):
         tick = Tick("ep", sequence, stamp_ns)
-        axes = np.array([x, 0, 0, 0, 0, 0], np.float32)
         message = messages.tick_message(around.types, tick, {})
         around.publishers[topics.OBSERVATION_TICK].publish(message)
-        built = messages.operator_messages(
-            around.types, axes, (0, 0), axes.astype(np.float64), stamp_ns
-        )
-        for name, report in built.items():
-            around.publishers[name].publish(report)
+        around.device(x, stamp_ns=stamp_ns)
         around.answer(sequence)
         return around.decided(sequence)
 
@@ -310,13 +300,8 @@ def test_a_stamp_far_from_now_is_refused_and_counted(around):
     around.begin()
     around.device(0.0)
     hours_ns = 3_600_000_000_000
-    axes = np.array([0.9, 0, 0, 0, 0, 0], np.float32)
     for offset_ns in (-hours_ns, hours_ns):
-        built = messages.operator_messages(
-            around.types, axes, (0, 0), axes.astype(np.float64), time.time_ns() + offset_ns
-        )
-        for name, message in built.items():
-            around.publishers[name].publish(message)
+        around.device(0.9, stamp_ns=time.time_ns() + offset_ns)
     assert around.policy_step(1).label == labels.POLICY  # no one took over
     wait_for(lambda: int(diagnosis(around).get("stamps_refused", 0)) >= 2)
 
@@ -324,12 +309,7 @@ def test_a_stamp_far_from_now_is_refused_and_counted(around):
 def test_a_twist_of_another_frame_is_refused_and_counted(around):
     around.begin()
     around.device(0.0)
-    axes = np.array([0.9, 0, 0, 0, 0, 0], np.float32)
-    built = messages.operator_messages(
-        around.types, axes, (0, 0), axes.astype(np.float64), time.time_ns(), "some_camera"
-    )
-    for name, message in built.items():
-        around.publishers[name].publish(message)
+    around.device(0.9, frame="some_camera")
     assert around.policy_step(1).label == labels.POLICY
     wait_for(lambda: int(diagnosis(around).get("device_reports_refused", 0)) >= 1)
 
@@ -340,12 +320,7 @@ def test_while_a_human_has_the_arm_a_report_that_cannot_be_read_holds_it_at_once
     around.device(0.5)
     around.tick(1)
     assert around.decided(1).action[0] == pytest.approx(0.5)
-    axes = np.array([0.9, 0, 0, 0, 0, 0], np.float32)
-    built = messages.operator_messages(
-        around.types, axes, (0, 0), axes.astype(np.float64), time.time_ns(), "some_camera"
-    )
-    for name, message in built.items():
-        around.publishers[name].publish(message)
+    around.device(0.9, frame="some_camera")
     sequence = iter(range(2, 10_000))
 
     def held():

@@ -2,17 +2,24 @@
 
 import os
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from ros_graph import RUNNING, Graph, Probe, nothing_left_running, save_untrained, wait_for
+from ros_graph import (
+    RUNNING,
+    Graph,
+    Probe,
+    nothing_left_running,
+    publish_report,
+    save_untrained,
+    wait_for,
+)
 from ruamel.yaml import YAML
 
 from hapo_ros import labels, topics
 from hapo_ros.arbitration import Applied, Authority, Reason
-from hapo_ros.episodes import BadEpisode, EpisodeReader, messages
+from hapo_ros.episodes import BadEpisode, EpisodeReader
 from hapo_ros.episodes.contents import load
 from hapo_ros.resources import resource
 
@@ -149,12 +156,7 @@ def test_while_the_assembler_is_dead_a_human_keeps_the_arm_and_then_the_recordin
         device = {name: probe.publisher(name) for name in (topics.JOY, topics.TWIST)}
 
         def report(x, buttons=(0, 0)):
-            axes = np.array([x, 0, 0, 0, 0, 0], np.float32)
-            built = messages.operator_messages(
-                types, axes, buttons, axes.astype(np.float64), time.time_ns()
-            )
-            for name, message in built.items():
-                device[name].publish(message)
+            publish_report(types, device, x, buttons)
 
         def moves(x):
             """Whether the arm is told to move as the cap does, which is held so meanwhile."""

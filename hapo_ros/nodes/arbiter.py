@@ -10,7 +10,6 @@ from dataclasses import replace
 import numpy as np
 from diagnostic_msgs.msg import DiagnosticStatus
 from geometry_msgs.msg import PoseStamped, TwistStamped
-from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import Joy
 from std_msgs.msg import Bool
 
@@ -36,6 +35,7 @@ from hapo_ros.nodes.common import (
     COMMAND,
     LATCHED,
     RECORD,
+    SENSOR,
     STATUS,
     FatalError,
     HapoNode,
@@ -60,7 +60,6 @@ class ArbiterNode(HapoNode):
 
     def __init__(self):
         super().__init__("arbiter", PARAMETERS["arbiter"])
-        self._started_s = self.now_s()
         own = vars(self.parameters)
         try:
             self.core = Arbiter(
@@ -82,7 +81,6 @@ class ArbiterNode(HapoNode):
         self._pose_received_s = -float("inf")  # of the newest
         self._newest_stamp_ns = 0  # of the ticks
         self._estop_is_pressed = False
-        self._word = self.word_left  # what a successor of this process would find
         self._other_commanders = ""
 
         self._executed = self.create_publisher(ExecutedAction, topics.EXECUTED_ACTION, COMMAND)
@@ -106,7 +104,7 @@ class ArbiterNode(HapoNode):
         if self.core.needs_pose:
             self.create_subscription(PoseStamped, topics.EEF_POSE, self._on_pose, RECORD)
         # An e-stop that is latched, one that is not, and one that is not even reliable.
-        for qos in (LATCHED, 10, qos_profile_sensor_data):
+        for qos in (LATCHED, 10, SENSOR):
             self.create_subscription(Bool, topics.ESTOP, self._on_estop, qos)
         self.create_service(RequestAuthority, topics.REQUEST_AUTHORITY, self._on_request)
 
@@ -129,9 +127,7 @@ class ArbiterNode(HapoNode):
         """Leave word of what has to outlast this process, however it ends."""
         words = [_LATCHED] * (self.core.authority is Authority.FAULT)
         words += [_PRESSED] * self._estop_is_pressed
-        if (word := " ".join(words)) != self._word:
-            self._word = word
-            self.leave_word(word)
+        self.leave_word(" ".join(words))
 
     # Inputs
 
@@ -143,9 +139,7 @@ class ArbiterNode(HapoNode):
                 self._tick_received_s = self._awaited_since_s = self.now_s()
                 start = message.source == "demonstration"
                 self._events.append(Event.START_DEMONSTRATION if start else Event.START_DEPLOYMENT)
-                # Ages, not times of day: clocks are set.
-                age_s = (self.ros_now_ns() - messages.message_stamp_ns(message)) / 1e9
-                if age_s > self.now_s() - self._started_s:
+                if self.is_from_before(message):
                     self._events.append(Event.JOIN)  # it has begun without this arbiter
                 self._decide_or_wait()
         elif message.state in _STATES_WITHOUT_EPISODE and self._episode is not None:

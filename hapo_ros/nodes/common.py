@@ -36,14 +36,17 @@ from rclpy.qos import (
     LivelinessPolicy,
     QoSProfile,
     ReliabilityPolicy,
+    qos_profile_sensor_data,
 )
 from rclpy.signals import SignalHandlerOptions
 
+from hapo_ros.episodes import messages
 from hapo_ros.episodes.interfaces import CLASSES, ros_sequence
 from hapo_ros.parameters import Parameter
 from hapo_ros.restarts import RUN_ENDS
 
 RECORD = QoSProfile(depth=200, reliability=ReliabilityPolicy.RELIABLE)
+SENSOR = qos_profile_sensor_data  # whatever is offered is received; only the newest counts
 IMAGES = QoSProfile(depth=20, reliability=ReliabilityPolicy.RELIABLE)
 LATCHED = QoSProfile(
     depth=1,
@@ -152,6 +155,8 @@ class HapoNode(Node):
         self._name_lock, self.after_crash, self.word_left = _lock_name(
             self.get_fully_qualified_name(), self.context.get_domain_id()
         )
+        self._word = self.word_left
+        self.started_s = self.now_s()
         self.parameters = self._declare(parameters)
         self.types = ros_types()
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -217,6 +222,14 @@ class HapoNode(Node):
         """ROS time in ns, for stamps."""
         return self.get_clock().now().nanoseconds
 
+    def age_s(self, message) -> float:
+        """Time since a message was stamped, by the clocks of both sides."""
+        return (self.ros_now_ns() - messages.message_stamp_ns(message)) / 1e9
+
+    def is_from_before(self, message) -> bool:
+        """Whether a message was stamped before this process began; by ages, as clocks are set."""
+        return self.age_s(message) > self.now_s() - self.started_s
+
     def publish_info(self, publisher, data: dict) -> None:
         """Publish a latched JSON String."""
         publisher.publish(self.types.String(data=json.dumps(data)))
@@ -235,7 +248,13 @@ class HapoNode(Node):
             publisher.wait_for_all_acked(Duration(seconds=0.5))
 
     def leave_word(self, word: str) -> None:
-        """Of a line; who follows a crash of this one in its deployment has it in ``word_left``."""
+        """Of a line; who follows a crash of this one in its deployment has it in ``word_left``.
+
+        Say it as often as you like: it is written where it is another one.
+        """
+        if word == self._word:
+            return
+        self._word = word
         try:
             _write(self._name_lock, word)
         except OSError as error:

@@ -121,8 +121,7 @@ class Gateway(HapoNode):
             _tell({"event": "authority_lost", "text": "The arbiter is gone. Nobody has control."})
 
     def _on_episode(self, message: EpisodeState) -> None:
-        age_s = (self.ros_now_ns() - messages.message_stamp_ns(message)) / 1e9
-        _tell({"event": "episode", **_plain(message), "age_s": age_s})
+        _tell({"event": "episode", **_plain(message), "age_s": self.age_s(message)})
 
     def _on_policy(self, message: String) -> None:
         try:

@@ -22,6 +22,7 @@ from hapo_ros.nodes.common import (
     IMAGES,
     LATCHED,
     RECORD,
+    SENSOR,
     FatalError,
     HapoNode,
     message_class,
@@ -42,8 +43,6 @@ from hapo_ros.robots.inputs import (
 from hapo_ros.robots.standstill import Standstill
 
 EPISODE = "episode"  # the key of what is wrong with the episode's ticks, beside those of the inputs
-# Whatever a driver offers is received; only the newest counts.
-SENSOR = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
 TF = QoSProfile(depth=100, reliability=ReliabilityPolicy.BEST_EFFORT)
 TF_STATIC = QoSProfile(depth=100, durability=LATCHED.durability)
 HEARING_S = 5.0  # that it may take a node that has just started to hear who has the arm
@@ -68,7 +67,7 @@ class ObservationAssembler(HapoNode):
         self._tf = PoseFromTf(self._robot, self._assembler)
         self._sent: dict[str, int] = {}  # camera -> stamp of the image that was last published
         self._told = None  # faults by input, and whether the observation is lost
-        self._started_s = self._complete_s = self.now_s()  # when the observation last was complete
+        self._complete_s = self.now_s()  # when it last was
 
         self._images = {
             camera: self.create_publisher(Image, topics.image(camera), IMAGES)
@@ -139,9 +138,7 @@ class ObservationAssembler(HapoNode):
             if message.state == EpisodeState.IDLE or message.episode_id == ticks.episode_id:
                 ticks.stop()
         elif message.episode_id != ticks.episode_id:
-            # Ages, not times of day: clocks are set.
-            age_s = (self.ros_now_ns() - messages.message_stamp_ns(message)) / 1e9
-            ticks.start(message.episode_id, joined=age_s > self.now_s() - self._started_s)
+            ticks.start(message.episode_id, joined=self.is_from_before(message))
 
     def _on_decision(self, message: ExecutedAction) -> None:
         try:
@@ -233,7 +230,7 @@ class ObservationAssembler(HapoNode):
         """
         now = self.now_s()
         self._complete_s = self._complete_s if problems else now
-        known = self._ticks.human is not None or now - self._started_s > HEARING_S
+        known = self._ticks.human is not None or now - self.started_s > HEARING_S
         gone = now - self._complete_s > self._robot.lost_after_s
         lost = gone and known and not self._ticks.human
         told = {key: problem.fault for key, problem in problems.items()}, lost

@@ -355,8 +355,10 @@ class Recorder(HapoNode):
 
     def _watch_clock(self) -> None:
         """Nothing here depends on the wall clock; who reads the bag has to know that it was set."""
+        if self._writer is None:
+            return
         before_s, wall_s, now_s = self.now_s(), time.time(), self.now_s()
-        if self._writer is None or now_s - before_s > BUSY_S:
+        if now_s - before_s > BUSY_S:
             return
         if jump := self._clock_watch.look(wall_s, now_s):
             self._writer.note_clock_jump(*jump)

@@ -8,14 +8,13 @@ hand, so it is reset when an episode begins.
 import cv2
 import numpy as np
 from geometry_msgs.msg import PoseStamped, TwistStamped
-from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CompressedImage, Image, JointState
 from std_msgs.msg import Float64MultiArray
 
 from hapo_ros import topics
 from hapo_ros.episodes import messages
 from hapo_ros.msg import EpisodeState, ObservationTick, StateVector
-from hapo_ros.nodes.common import LATCHED, RECORD, FatalError, HapoNode, run
+from hapo_ros.nodes.common import LATCHED, RECORD, SENSOR, FatalError, HapoNode, run
 from hapo_ros.parameters import PARAMETERS
 from hapo_ros.robots import config
 from hapo_ros.robots.commands import action_from, gripper_closed
@@ -27,8 +26,6 @@ from hapo_ros.sim.environment import (
     Simulation,
 )
 from hapo_ros.sim.tasks import get_task
-
-SENSOR = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT)
 
 
 class SimulatedRobot(HapoNode):

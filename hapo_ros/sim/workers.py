@@ -167,7 +167,7 @@ def _work(setup, theirs) -> None:
         return  # the parent has no more work, or is gone
     except (ValueError, OSError, EpisodeWriteError) as error:
         _give_up(theirs, str(error))  # a sentence
-    except Exception:
+    except Exception:  # not swallowed, whatever it is: the parent ends the run with all of it
         _give_up(theirs, "\n" + traceback.format_exc())
 
 
