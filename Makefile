@@ -17,7 +17,7 @@ demo: setup ## the whole loop in simulation: no robot, no GPU, no ROS needed
 
 test: setup ## the tests, against the installed package (TESTS=test_messages.py for some, WORKERS=0 one by one)
 	@cd test && $(CLEANLY) ../.venv/bin/python -m pytest --ignore=ros -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
-	$(TESTS)
+	--max-worker-restart 0 $(TESTS)
 
 test-ros: ## the tests that need ROS 2's launch: after `colcon build`, with its setup.bash sourced
 	@cd test && python3 -c "import launch_pytest, rclpy, hapo_ros.msg" || { echo "launch_pytest or hapo_ros is not \

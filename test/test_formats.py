@@ -1,8 +1,10 @@
 """Other forms of episodes: what goes out comes back, and what is hostile is refused by name."""
 
 import json
+import os
 import shutil
 import struct
+import threading
 import zlib
 from pathlib import Path
 
@@ -29,6 +31,7 @@ from hapo_ros.episodes import (
 from hapo_ros.episodes.bag import BagFile
 from hapo_ros.episodes.contents import messages as recorded_messages
 from hapo_ros.episodes.formats import BadSource, Options, export_episodes, import_episodes
+from hapo_ros.episodes.formats.lerobot_writing import _encode
 from hapo_ros.episodes.messages import info_json
 from hapo_ros.episodes.writer import info_cdr
 from hapo_ros.resources import resource
@@ -547,6 +550,42 @@ def test_video_is_smaller_and_not_the_same_but_everything_else_is(bags, tmp_path
         np.abs(there - step.observation.images["agentview"]).mean((1, 2, 3)) for step in first
     ]
     assert np.argmin(errors, axis=1).tolist() == list(range(7))  # lossy, but the right ones
+
+
+def test_a_video_is_written_at_no_other_priority(tmp_path):
+    """The encoder makes itself real-time where it may, as root: all else would starve."""
+    seen = []
+
+    class Watched:
+        shape = (8, 64, 64, 3)
+
+        def __iter__(self):
+            for _ in range(8):
+                threads = [int(thread) for thread in os.listdir("/proc/self/task")]
+                seen.append([os.sched_getscheduler(thread) for thread in threads])
+                yield np.zeros((64, 64, 3), np.uint8)
+
+    ended = threading.Event()
+
+    def of_its_own():
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+        ready.set()
+        ended.wait(60)
+
+    ready = threading.Event()
+    other = threading.Thread(target=of_its_own)
+    other.start()
+    assert ready.wait(60)
+    _encode(Watched(), tmp_path / "video.mp4", 20.0)
+    assert os.sched_getscheduler(other.native_id) == os.SCHED_BATCH  # not the encoder's to change
+    ended.set()
+    other.join()
+    assert len(seen) == 8 and len(seen[-1]) > 10  # the encoder's are among them
+    for policies in seen:
+        policies.remove(os.SCHED_BATCH)
+        assert set(policies) == {os.SCHED_OTHER}
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+    assert (tmp_path / "video.mp4").stat().st_size > 0
 
 
 def test_a_data_set_of_others_becomes_episodes_with_their_labels_and_tasks(copy, tmp_path):

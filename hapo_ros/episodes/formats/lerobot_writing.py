@@ -2,7 +2,9 @@
 
 import json
 import os
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from io import BytesIO
@@ -345,11 +347,31 @@ def _encode(images: np.ndarray, path: Path, fps: float) -> None:
         )
         stream.height, stream.width = images.shape[1:3]
         stream.pix_fmt = "yuv420p"
+        with _without_real_time():
+            stream.codec_context.open()
         for image in images:
             for packet in stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")):
                 container.mux(packet)
         for packet in stream.encode():
             container.mux(packet)
+
+
+@contextmanager
+def _without_real_time() -> Iterator[None]:
+    """What is begun inside goes on under the scheduling policy that this thread had before.
+
+    SVT-AV1 makes itself real-time (SCHED_FIFO, 99) wherever it may: its threads, the one that opens
+    it, for good, and so every process that one starts. It may as root, and as a user whom a robot's
+    installation has put into a real-time group: an export would hold up what drives the arm.
+    """
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    others = set(os.listdir("/proc/self/task")) - {str(threading.get_native_id())}
+    try:
+        yield
+    finally:
+        for thread in set(os.listdir("/proc/self/task")) - others:
+            with suppress(ProcessLookupError):  # it has ended
+                os.sched_setscheduler(int(thread), policy, parameters)
 
 
 def _write_json(path: Path, data: dict) -> None:
