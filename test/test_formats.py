@@ -1,5 +1,6 @@
 """Other forms of episodes: what goes out comes back, and what is hostile is refused by name."""
 
+import ctypes
 import json
 import os
 import shutil
@@ -585,6 +586,13 @@ def test_a_video_is_written_at_no_other_priority(tmp_path):
         policies.remove(os.SCHED_BATCH)
         assert set(policies) == {os.SCHED_OTHER}
     assert os.sched_getscheduler(0) == os.SCHED_OTHER
+    # Nor does the C library remember another one, which some threads (Fast DDS's) are begun with.
+    remembered, parameter = ctypes.c_int(-1), ctypes.c_int(-1)
+    libc = ctypes.CDLL(None)
+    libc.pthread_self.restype = ctypes.c_void_p
+    me = ctypes.c_void_p(libc.pthread_self())
+    assert libc.pthread_getschedparam(me, ctypes.byref(remembered), ctypes.byref(parameter)) == 0
+    assert (remembered.value, parameter.value) == (os.SCHED_OTHER, 0)
     assert (tmp_path / "video.mp4").stat().st_size > 0
 
 

@@ -3,8 +3,9 @@
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from io import BytesIO
@@ -347,8 +348,8 @@ def _encode(images: np.ndarray, path: Path, fps: float) -> None:
         )
         stream.height, stream.width = images.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        with _without_real_time():
-            stream.codec_context.open()
+        with ThreadPoolExecutor(1) as passing:
+            passing.submit(_open_at_this_priority, stream.codec_context).result()
         for image in images:
             for packet in stream.encode(av.VideoFrame.from_ndarray(image, "rgb24")):
                 container.mux(packet)
@@ -356,22 +357,20 @@ def _encode(images: np.ndarray, path: Path, fps: float) -> None:
             container.mux(packet)
 
 
-@contextmanager
-def _without_real_time() -> Iterator[None]:
-    """What is begun inside goes on under the scheduling policy that this thread had before.
+def _open_at_this_priority(encoder) -> None:
+    """Open SVT-AV1 and take back that it makes itself real-time. In a thread that ends afterwards.
 
-    SVT-AV1 makes itself real-time (SCHED_FIFO, 99) wherever it may: its threads, the one that opens
-    it, for good, and so every process that one starts. It may as root, and as a user whom a robot's
-    installation has put into a real-time group: an export would hold up what drives the arm.
+    Wherever it may, it gives SCHED_FIFO at 99 to its threads and, for good, to the one that opens
+    it, which whatever that one starts later would inherit. It may as root, and as a user whom a
+    robot's installation has put into a real-time group: an export would hold up what drives the
+    arm. A passing thread, because the C library of the one that opens remembers the priority.
     """
     policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
     others = set(os.listdir("/proc/self/task")) - {str(threading.get_native_id())}
-    try:
-        yield
-    finally:
-        for thread in set(os.listdir("/proc/self/task")) - others:
-            with suppress(ProcessLookupError):  # it has ended
-                os.sched_setscheduler(int(thread), policy, parameters)
+    encoder.open()
+    for thread in set(os.listdir("/proc/self/task")) - others:
+        with suppress(ProcessLookupError):  # it has ended
+            os.sched_setscheduler(int(thread), policy, parameters)
 
 
 def _write_json(path: Path, data: dict) -> None:
