@@ -6,6 +6,7 @@ executables where launch is not installed.
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -132,6 +133,7 @@ def _complete(arguments: Mapping[str, str]) -> dict[str, str]:
                 f"There is no argument {name!r}. Nothing is started. Use: {', '.join(known)}."
             )
     values = {name: str(arguments.get(name, known[name].default)) for name in known}
+    values = {name: os.path.expanduser(value) for name, value in values.items()}  # name:=~/folder
     for argument in ARGUMENTS:
         if argument.choices and values[argument.name] not in argument.choices:
             raise ValueError(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hapo_ros.gateway_client import GatewayClient, GatewayError, NoServer
 from hapo_ros.policies.checkpoint import check, load
-from hapo_ros.policies.promoted import set_current
+from hapo_ros.policies.promoted import CURRENT, becoming_current
 from hapo_ros.supervisor import DeploymentError
 
 ANSWER_S = 60.0
@@ -29,12 +29,24 @@ def promote(checkpoint: Path, checkpoints: Path, graph: GatewayClient | None = N
         check(policy)
     except (ValueError, OSError) as error:
         raise ValueError(f"{checkpoint} was not promoted. {error}") from error
-    version = policy.version
-    served = load_into_graph(checkpoint, graph)
-    if served.startswith("refused"):
-        raise ValueError(f"{checkpoint} was not promoted: {served}")
-    set_current(checkpoints, checkpoint, version)
-    return {"checkpoint": str(checkpoint), "version": version, "running_policy": served}
+    file = checkpoints.resolve() / CURRENT
+    try:
+        with becoming_current(file.parent, checkpoint, policy.version):
+            served = load_into_graph(checkpoint, graph)
+            if served.startswith("refused"):
+                raise ValueError(f"{checkpoint} was not promoted: {served}")
+    except OSError as error:
+        raise ValueError(
+            f"{checkpoint} was not promoted: {file} cannot be written ({error}). What was served "
+            "goes on. Mend that, or give another folder with --checkpoints, and the same with "
+            "checkpoints:= to the deployment."
+        ) from error
+    return {
+        "checkpoint": str(checkpoint),
+        "version": policy.version,
+        "current": str(file),
+        "running_policy": served,
+    }
 
 
 def load_into_graph(checkpoint: Path, graph: GatewayClient | None = None) -> str:

@@ -243,6 +243,10 @@ BAD = {
     "info: a negative K": ("info {corrected} --k -1", "K must be a whole number"),
     "promote: no such checkpoint": ("promote nowhere --checkpoints out", "does not exist"),
     "promote: no checkpoint": ("promote {empty} --checkpoints out", "has no config.json"),
+    "promote: into a file": (
+        "promote {policy} --checkpoints {policy}/config.json",
+        "config.json/current.json cannot be written",
+    ),
     "deploy: a word that is no argument": ("deploy task=Lift", "Write name:=value"),
     "deploy: an unknown argument": ("deploy tusk:=Lift", "There is no argument 'tusk'"),
     "deploy: a bad choice": ("deploy operator:=me", "operator:=me is not known"),

@@ -21,7 +21,7 @@ from hapo_ros.deployment import ARGUMENTS, Deployment, NodeSpec, Restart, descri
 from hapo_ros.devices import DeviceLost, spacemouse
 from hapo_ros.parameters import PARAMETERS
 from hapo_ros.policies import checkpoint
-from hapo_ros.policies.promoted import set_current, written_ns
+from hapo_ros.policies.promoted import becoming_current, written_ns
 from hapo_ros.policies.small import Normalisation
 from hapo_ros.policies.tiny_vla import TinyVla, TinyVlaConfig
 from hapo_ros.policies.tokenizers import Words
@@ -841,7 +841,9 @@ def test_a_promoted_checkpoint_is_served_unless_another_is_asked_for(
 ):
     """What current.json names is served, and decides what the cameras are."""
     served = tmp_path / "checkpoints"
-    set_current(served, state_policy, "a version")
+    with becoming_current(served, state_policy, "a version"):
+        assert not (served / "current.json").exists()
+    assert [path.name for path in served.iterdir()] == ["current.json"]
     arguments = {"checkpoints": str(served), "operator": "simulated"}
     promoted = nodes_of(describe(arguments))
     assert promoted["policy"].parameters["checkpoint"] == str(state_policy)
@@ -849,3 +851,17 @@ def test_a_promoted_checkpoint_is_served_unless_another_is_asked_for(
     asked_for = nodes_of(describe(arguments | {"policy": str(policy)}))["policy"].parameters
     assert asked_for["checkpoint"] == str(policy)
     assert asked_for["promoted_after_ns"] == written_ns(served)
+    with pytest.raises(KeyError), becoming_current(served, policy, "another version"):
+        raise KeyError  # such as a policy node that refuses it
+    assert [path.name for path in served.iterdir()] == ["current.json"]
+    assert nodes_of(describe(arguments))["policy"].parameters["checkpoint"] == str(state_policy)
+
+
+def test_a_home_folder_may_be_meant_by_its_sign(tmp_path, monkeypatch, state_policy):
+    """A shell leaves the ~ of name:=~/folder as it is."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with becoming_current(tmp_path / "mine", state_policy, "a version"):
+        pass
+    nodes = nodes_of(describe({"checkpoints": "~/mine", "bags": "~/bags"}))
+    assert nodes["policy"].parameters["checkpoint"] == str(state_policy)
+    assert nodes["recorder"].parameters["root"] == str(tmp_path / "bags")

@@ -262,6 +262,8 @@ def test_a_promotion_that_is_refused_changes_nothing(graph, policies):
     for name, said in (("truncated", "was not loaded"), ("other_state", "The policy stays")):
         with pytest.raises(ValueError, match=f"was not promoted.*{said}"):
             promote(policies[name], graph.checkpoints, graph.gateway)
+    with pytest.raises(ValueError, match=r"was not promoted.*current\.json cannot be written"):
+        promote(policies["other"], policies["other"] / "config.json", graph.gateway)
     assert (current.read_text() if current.exists() else "") == text
     graph.gateway.news()
     assert graph.served == before

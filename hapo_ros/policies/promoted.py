@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 CURRENT = "current.json"
@@ -31,9 +33,21 @@ def written_ns(folder: str | Path) -> int:
     return path.stat().st_mtime_ns if path.exists() else 0
 
 
-def set_current(folder: Path, checkpoint: Path, version: str) -> None:
-    """Name ``checkpoint`` in ``folder``'s current.json, atomically."""
+@contextmanager
+def becoming_current(folder: Path, checkpoint: Path, version: str) -> Iterator[None]:
+    """Name ``checkpoint`` in ``folder``'s current.json, atomically, if the body ends well.
+
+    It is on the disk, under another name, before the body runs: OSError comes before that.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{CURRENT}.{os.getpid()}"
-    temporary.write_text(json.dumps({"checkpoint": str(checkpoint), "version": version}) + "\n")
-    temporary.replace(folder / CURRENT)
+    try:
+        with temporary.open("w") as file:
+            file.write(json.dumps({"checkpoint": str(checkpoint), "version": version}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        yield
+        os.utime(temporary)  # that it is served counts from now on
+        temporary.replace(folder / CURRENT)
+    finally:
+        temporary.unlink(missing_ok=True)
