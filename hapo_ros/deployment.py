@@ -165,7 +165,7 @@ def describe(arguments: Mapping[str, str] | None = None) -> Deployment:
     policy = values["policy"] or current(checkpoints) or resource("models/lift_base")
     policy = Path(policy).resolve()
     # A policy that was asked for by name is served, whatever was promoted before.
-    promoted_after_ns = written_ns(checkpoints) if values["policy"] else 0
+    promoted_ignored_ns = written_ns(checkpoints) if values["policy"] else 0
     robot = None if values["robot"] == "simulation" else robots.load(values["robot"])
     _check_together(values, robot)
     sizes, object_state = _what_it_sees(policy)
@@ -220,7 +220,7 @@ def describe(arguments: Mapping[str, str] | None = None) -> Deployment:
             {
                 "checkpoint": str(policy),
                 "promoted": str(checkpoints),
-                "promoted_after_ns": promoted_after_ns,
+                "promoted_ignored_ns": promoted_ignored_ns,
                 "deadline_s": 0.0 if lock_step else deadline_s,
                 "readers": 2 if lock_step else 0,
             },

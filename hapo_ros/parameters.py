@@ -194,7 +194,7 @@ PARAMETERS: dict[str, tuple[Parameter, ...]] = {
             "promoted", "", "Folder whose current.json names what to serve instead, if it is there"
         ),
         Parameter(
-            "promoted_after_ns", 0, "Only if it was written after this time", "ns", 0, 1 << 62
+            "promoted_ignored_ns", 0, "Not the one that was written at this time", "ns", 0, 1 << 62
         ),
         Parameter("threads", 1, "Threads of inference", "", 1, 64),
         Parameter(

@@ -184,6 +184,35 @@ def test_an_estop_is_latched_and_cleared_only_when_it_is_released(around, durabi
     step(lambda d: d.authority == Authority.HOLD and d.reason == Reason.FAULT_CLEARED)
 
 
+def test_what_stops_the_arm_does_not_wait_for_the_policy(start, probe):
+    """In lock-step, where nothing else would end the wait."""
+    from rclpy.qos import QoSProfile
+    from std_msgs.msg import Bool
+
+    start("arbiter", lock_step=True, on_device_lost="continue")
+    around = Around(probe, lock_step=True)
+    estop = probe.node.create_publisher(Bool, topics.ESTOP, QoSProfile(depth=1))
+    wait_for(estop.get_subscription_count)
+    around.episode()
+
+    def wait_for_the_policy(sequence):
+        around.device(stamp_ns=around.stamp_ns(sequence))
+        around.tick(sequence)
+
+    wait_for_the_policy(0)
+    around.answer(0)
+    assert around.decided(0).label == labels.POLICY
+    wait_for_the_policy(1)
+    assert around.request(Event.HOLD).ok
+    assert around.decided(1).reason == Reason.OPERATOR_HOLD
+    assert around.request(Event.RESUME).ok
+    wait_for_the_policy(2)
+    assert around.decided(2).authority == Authority.POLICY  # which holds once more
+    wait_for_the_policy(3)
+    estop.publish(Bool(data=True))
+    assert around.decided(3).authority == Authority.FAULT
+
+
 def test_an_arbiter_that_is_started_under_a_pressed_estop_is_in_fault(start, probe):
     from rclpy.qos import DurabilityPolicy, QoSProfile
     from std_msgs.msg import Bool
@@ -565,6 +594,36 @@ def test_a_human_moves_the_arm_though_the_ticks_have_stopped_and_that_is_no_data
     wait_for(lambda: not np.any(around.executed[-1].action[:6]))
 
 
+def test_without_ticks_and_poses_a_human_is_not_granted_the_same_way_twice(start, probe):
+    """Of 12.5 cm to the wall, in steps of 5 cm, for however many steps an old pose is good."""
+    wall = {"workspace_max_m": [0.125, 9.0, 9.0]}
+    start("arbiter", on_device_lost="continue", **(PATIENT | wall | {"tick_timeout_s": 1.0}))
+    around = Around(probe)
+    poses = probe.publisher(topics.EEF_POSE)
+    wait_for(poses.get_subscription_count)
+    around.episode()
+    around.device()
+
+    def pose():
+        at = messages.pose_message(around.types, [0, 0, 1, 0, 0, 0, 1], time.time_ns())
+        poses.publish(at)
+
+    def moves():
+        return [m.action[0] for m in around.executed if m.action[0]]
+
+    def unknown():
+        around.device(x=1.0)
+        return around.executed[-1].reason == Reason.POSE_UNKNOWN
+
+    wait_for(lambda: moves() and unknown(), meanwhile=lambda: moves() or pose() or unknown())
+    begun = len(moves())
+    pose()
+    wait_for(lambda: len(moves()) > begun and unknown(), meanwhile=unknown)
+    granted = moves()[begun:]
+    assert sum(granted) * 0.05 == pytest.approx(0.125)
+    assert granted == sorted(granted, reverse=True)
+
+
 def test_without_ticks_the_run_ends_but_not_while_a_human_has_the_arm(start, probe):
     limits = {"tick_timeout_s": 0.05, "give_up_ticks_s": 0.5}
     arbiter = start("arbiter", **(PATIENT | limits | {"on_device_lost": "continue"}))
@@ -597,9 +656,14 @@ def test_the_last_word_of_an_arbiter_is_a_hold(start, probe):
     wait_for(lambda: around.status[-1].reason == Reason.NO_EPISODE)
 
 
-def test_status_tells_the_end_of_an_episode_at_once(around):
+@pytest.mark.parametrize("around", [{"tick_timeout_s": 10.0}], indirect=True)
+def test_the_end_of_an_episode_is_told_and_stops_the_arm_at_once(around):
     around.begin()
     wait_for(lambda: around.status[-1].authority == Authority.POLICY)
+    assert np.any(around.executed[-1].action[:6])
     around.episode(state=3)
     wait_for(lambda: around.status[-1].reason == Reason.NO_EPISODE)
+    # Before the timer sends one.
+    wait_for(lambda: not around.executed[-1].tick, timeout_s=5.0)
+    assert not np.any(around.executed[-1].action[:6])
     assert around.status[-1].authority == Authority.HOLD and around.status[-1].episode_id == ""

@@ -2,9 +2,11 @@
 
 import ast
 import json
+import os
 import py_compile
 import runpy
 import sys
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -21,7 +23,7 @@ from hapo_ros.deployment import ARGUMENTS, Deployment, NodeSpec, Restart, descri
 from hapo_ros.devices import DeviceLost, spacemouse
 from hapo_ros.parameters import PARAMETERS
 from hapo_ros.policies import checkpoint
-from hapo_ros.policies.promoted import becoming_current, written_ns
+from hapo_ros.policies.promoted import becoming_current, current, written_ns
 from hapo_ros.policies.small import Normalisation
 from hapo_ros.policies.tiny_vla import TinyVla, TinyVlaConfig
 from hapo_ros.policies.tokenizers import Words
@@ -124,7 +126,7 @@ def test_a_deployment_with_a_simulated_operator_in_full(policy, tmp_path, monkey
             {
                 "checkpoint": str(policy),
                 "promoted": str(tmp_path / "runs/checkpoints"),
-                "promoted_after_ns": 0,
+                "promoted_ignored_ns": 0,
                 "deadline_s": 0.0,
                 "readers": 2,
             },
@@ -850,11 +852,23 @@ def test_a_promoted_checkpoint_is_served_unless_another_is_asked_for(
     assert promoted["robosuite_bridge"].parameters["cameras"] == [""]
     asked_for = nodes_of(describe(arguments | {"policy": str(policy)}))["policy"].parameters
     assert asked_for["checkpoint"] == str(policy)
-    assert asked_for["promoted_after_ns"] == written_ns(served)
+    assert asked_for["promoted_ignored_ns"] == written_ns(served)
     with pytest.raises(KeyError), becoming_current(served, policy, "another version"):
         raise KeyError  # such as a policy node that refuses it
     assert [path.name for path in served.iterdir()] == ["current.json"]
     assert nodes_of(describe(arguments))["policy"].parameters["checkpoint"] == str(state_policy)
+
+
+def test_a_clock_that_was_set_back_keeps_no_promotion_from_counting(tmp_path, policy, state_policy):
+    with becoming_current(tmp_path, policy, "a version"):
+        pass
+    ahead_s = time.time() + 3600.0
+    os.utime(tmp_path / "current.json", (ahead_s, ahead_s))
+    known_ns = written_ns(tmp_path)
+    assert current(tmp_path, known_ns) == "" and current(tmp_path) == str(policy)
+    with becoming_current(tmp_path, state_policy, "another version"):
+        pass
+    assert current(tmp_path, known_ns) == str(state_policy)
 
 
 def test_a_home_folder_may_be_meant_by_its_sign(tmp_path, monkeypatch, state_policy):

@@ -25,6 +25,7 @@ from hapo_ros import processes, topics
 from hapo_ros.arbitration import Authority, Event, Reason
 from hapo_ros.episodes import EpisodeReader, open_episodes
 from hapo_ros.gateway_client import GatewayClient, GatewayError
+from hapo_ros.policies.checkpoint import version_of
 
 pytest.importorskip("rclpy")
 pytest.importorskip("hapo_ros.msg", exc_type=ImportError)
@@ -201,6 +202,17 @@ def test_another_policy_is_loaded_while_serving_and_the_next_steps_are_its(graph
     assert graph.supervisor.pid("policy") == pid
 
 
+def test_a_policy_node_that_crashed_serves_what_it_served(graph, policies):
+    """Another one would act in the middle of an episode."""
+    version = load(graph, policies["other"])["policy_version"]
+    assert version == version_of(policies["other"])
+    graph.until(lambda: graph.served["version"] == version)
+    pid, told = graph.kill("policy"), len(graph.events)
+    graph.until(lambda: graph.supervisor.pid("policy") not in (None, pid))
+    graph.until(lambda: any(event["event"] == "policy" for event in graph.events[told:]))
+    assert graph.served["version"] == version
+
+
 def test_a_policy_is_not_loaded_during_an_episode_which_is_named(graph, policies):
     before = graph.served["version"]
     episode_id = graph.start_episode()
@@ -237,7 +249,6 @@ def test_what_cannot_be_served_is_refused_and_the_old_policy_goes_on(graph, poli
 
 def test_promote_serves_a_checkpoint_now_and_after_a_restart(graph, policies):
     from hapo_ros.cli import main
-    from hapo_ros.policies.checkpoint import version_of
 
     version, pid = version_of(policies["third"]), graph.supervisor.pid("policy")
     arguments = [str(policies["third"]), "--checkpoints", str(graph.checkpoints)]

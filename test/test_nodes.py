@@ -501,3 +501,38 @@ def test_the_gateway_tells_how_old_its_word_of_an_episode_is(probe):
     with GatewayClient(on_event=told.append) as gateway:
         wait_for(lambda: told, gateway.news)
     assert told[0]["episode_id"] == "ep" and 3600 <= told[0]["age_s"] < 3600 + 120
+
+
+def test_a_training_that_cannot_be_started_says_why(start, probe, tmp_path, monkeypatch):
+    from rclpy.action import ActionClient
+
+    from hapo_ros.action import Optimize
+
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    start("optimizer")
+    monkeypatch.chdir(tmp_path)
+    client = ActionClient(probe.node, Optimize, topics.OPTIMIZE)
+    wait_for(client.server_is_ready)
+    (tmp_path / "gone").rmdir()
+    sent = client.send_goal_async(Optimize.Goal(bags=["bags"], base_checkpoint="base"))
+    wait_for(sent.done)
+    result = sent.result().get_result_async()
+    wait_for(result.done)
+    assert not result.result().result.ok
+    assert "The training could not be started: [Errno 2]" in result.result().result.text
+
+
+def test_a_training_whose_words_cannot_be_read_any_more_has_ended():
+    from queue import SimpleQueue
+
+    from hapo_ros.nodes.optimizer import _read_lines
+
+    def breaking():
+        yield "{}\n"
+        raise OSError("gone")
+
+    lines = SimpleQueue()
+    with pytest.raises(OSError, match="gone"):
+        _read_lines(breaking(), lines)
+    assert [lines.get(timeout=5), lines.get(timeout=5)] == ["{}\n", None]

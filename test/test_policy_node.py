@@ -18,6 +18,8 @@ from hapo_ros.episodes import (
     Observation,
     messages,
 )
+from hapo_ros.policies.checkpoint import version_of
+from hapo_ros.policies.promoted import becoming_current
 
 pytest.importorskip("rclpy")
 pytest.importorskip("hapo_ros.msg", exc_type=ImportError)
@@ -28,7 +30,8 @@ POSE = np.array([0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0])
 
 @pytest.fixture
 def served(start, probe, tmp_path):
-    """A policy node, ``observe(sequence, **changed)`` to show it a tick, and its ``answers``."""
+    """A policy node in an episode that runs, or ``idle`` until ``begin``; ``observe(sequence,
+    **changed)`` to show it a tick; its ``answers``."""
     from hapo_ros.nodes.common import ros_types
 
     checkpoint = save_untrained(tmp_path / "policy", object_state=3)
@@ -45,15 +48,22 @@ def served(start, probe, tmp_path):
         for name, message in built.items():
             publishers[name].publish(message)
 
-    def serve(**parameters):
+    def begin():
+        running = messages.episode_state_message(types, time.time_ns(), 2, info)
+        publishers[topics.EPISODE_STATE].publish(running)
+
+    def idle(**parameters):
         policy = start("policy", **{"checkpoint": checkpoint} | parameters)
         wait_for(lambda: all(p.get_subscription_count() for p in publishers.values()))
         wait_for(lambda: probe.node.count_publishers(topics.POLICY_ACTION))
-        running = messages.episode_state_message(types, time.time_ns(), 2, info)
-        publishers[topics.EPISODE_STATE].publish(running)
         return policy
 
-    return SimpleNamespace(serve=serve, observe=observe, answers=answers)
+    def serve(**parameters):
+        policy = idle(**parameters)
+        begin()
+        return policy
+
+    return SimpleNamespace(idle=idle, begin=begin, serve=serve, observe=observe, answers=answers)
 
 
 def test_a_policy_does_not_answer_an_observation_that_is_not_finite(served):
@@ -134,3 +144,67 @@ def test_a_policy_does_not_send_what_comes_after_its_deadline(served):
         said = f"The answer to tick {sequence} of ep is too late: it took"
         wait_for(lambda said=said: said in log(policy), meanwhile=partial(observe, sequence))
     assert not answers
+
+
+def test_a_tick_without_what_the_policy_needs_is_not_answered_and_told_of(served):
+    policy, observe, answers = served.serve(), served.observe, served.answers
+    wait_for(lambda: answers, meanwhile=lambda: observe(0))
+    said = "Tick 1 of ep is not answered: it has no observation/object_state for the policy"
+    wait_for(lambda: said in log(policy), meanwhile=partial(observe, 1, object_state=None))
+    wait_for(lambda: answers[-1].sequence == 2, meanwhile=lambda: observe(2))
+    assert {answer.sequence for answer in answers} == {0, 2}
+
+
+def test_what_was_promoted_and_does_not_fit_the_deployment_is_not_served(served, tmp_path):
+    """It was promoted where the deployment was not seen, and the policy node is started again."""
+    other = save_untrained(tmp_path / "other", cameras=("agentview",))
+    with becoming_current(tmp_path / "checkpoints", other, "a version"):
+        pass
+    policy = served.serve(promoted=tmp_path / "checkpoints")
+    said = f"{other} was promoted and is not served: {other} needs camera agentview 84 x 84"
+    assert said in log(policy)
+    assert f"Serving {version_of(tmp_path / 'policy')}" in log(policy)
+    wait_for(lambda: served.answers, meanwhile=lambda: served.observe(0))
+
+
+def load(probe, checkpoint):
+    """A goal of LoadPolicy that was accepted: its handle."""
+    from rclpy.action import ActionClient
+
+    from hapo_ros.action import LoadPolicy
+
+    client = ActionClient(probe.node, LoadPolicy, topics.LOAD_POLICY)
+    wait_for(client.server_is_ready)
+    sent = client.send_goal_async(LoadPolicy.Goal(checkpoint=str(checkpoint)))
+    wait_for(sent.done)
+    assert sent.result().accepted
+    return sent.result()
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_policy_that_is_ended_while_it_loads_another_ends_well(start, probe, slow, how):
+    policy = start("policy", checkpoint=slow)
+    load(probe, slow)
+    policy.send_signal(how)
+    assert policy.wait(20) == 0, log(policy)
+    assert "terminate" not in log(policy)
+
+
+def test_a_load_is_given_up_when_an_episode_begins(served, probe, slow):
+    from hapo_ros.nodes.policy import _Loading
+
+    policy = served.idle()
+    goal = load(probe, slow)
+    served.begin()
+    result = goal.get_result_async()
+    wait_for(result.done)
+    assert not result.result().result.ok
+    assert "Episode ep is running" in result.result().result.text
+    assert log(policy).count("Serving") == 1
+    # It ends at its next stage, and is not carried to its end first.
+    loading = _Loading(SimpleNamespace(request=SimpleNamespace(checkpoint=str(slow))), "")
+    loading._tell("loading")
+    loading.give_up("An episode runs.")
+    loading.run()
+    assert (loading.policy, loading.stages) == (None, ["loading"])
+    assert loading.problem == "An episode runs."

@@ -79,6 +79,9 @@ class ArbiterNode(HapoNode):
         self._announced = None  # authority and reason last logged
         self._poses: OrderedDict[int, object] = OrderedDict()  # stamp -> PoseStamped
         self._pose_received_s = -float("inf")  # of the newest
+        self._sent_m = np.zeros(3)  # how far the hand was sent since then
+        own = self.parameters
+        self._metres = own.linear_scale_m_s * own.control_period_s  # that action 1 moves in a step
         self._newest_stamp_ns = 0  # of the ticks
         self._estop_is_pressed = False
         self._other_commanders = ""
@@ -146,17 +149,22 @@ class ArbiterNode(HapoNode):
             self._episode, self._tick = None, None
             self._answers.clear()
             self._events.append(Event.END_EPISODE)
-            self._ask_core(None, None)
-            self._announce()
+            if self.parameters.lock_step:  # the simulation waits, and its bag ends with its ticks
+                self._ask_core(None, None)
+                self._announce()
+            else:
+                self._step(None, None)  # the arm stops now, not when it is no longer told to go on
         elif message.state == EpisodeState.FAILED and self._episode is not None:
             # The robot goes on: a human who has the arm keeps it.
             self._events.append(Event.RECORDING_ENDED)
+            self._decide_if_ready()
 
     def _on_estop(self, message: Bool) -> None:
         if message.data and not self._estop_is_pressed:
             self._events.append(Event.ESTOP)
         self._estop_is_pressed = message.data
         self._remember()
+        self._decide_if_ready()  # a tick that waits for the policy does so no longer
 
     def _on_request(self, request, response):
         self._take_device()
@@ -169,6 +177,7 @@ class ArbiterNode(HapoNode):
         if response.ok:
             self._events.append(event)
             response.text = f"{event.name.lower()} will be handled with the next tick."
+            self._decide_if_ready()
         else:
             self.get_logger().warning(response.text)
         return response
@@ -267,7 +276,7 @@ class ArbiterNode(HapoNode):
 
     def _on_pose(self, message: PoseStamped) -> None:
         self._poses[messages.message_stamp_ns(message)] = message
-        self._pose_received_s = self.now_s()
+        self._pose_received_s, self._sent_m = self.now_s(), np.zeros(3)
         while len(self._poses) > 20:
             self._poses.popitem(last=False)
         self._decide_if_ready()
@@ -338,9 +347,15 @@ class ArbiterNode(HapoNode):
         return tick if message is None else replace(tick, eef_pose=messages.pose_from(message))
 
     def _present_pose(self):
-        """The hand's pose now, for a human who moves the arm without ticks; None if it is old."""
-        fresh = self.now_s() - self._pose_received_s <= self.parameters.tick_timeout_s
-        return messages.pose_from(next(reversed(self._poses.values()))) if fresh else None
+        """The hand's pose now, for a human who moves the arm without ticks; None if it is old.
+
+        Where none has come since, as far on as it was sent: the workspace is not granted twice.
+        """
+        if self.now_s() - self._pose_received_s > self.parameters.tick_timeout_s:
+            return None
+        pose = messages.pose_from(next(reversed(self._poses.values())))
+        pose[:3] += self._sent_m
+        return pose
 
     def _on_deadline(self) -> None:
         self._deadline.cancel()
@@ -396,6 +411,7 @@ class ArbiterNode(HapoNode):
             self._tick, self._decided = None, (tick.episode_id, tick.sequence)
             self._labels[decision.label] += 1
             self._answers.decided(tick.sequence)
+        self._sent_m = self._sent_m + decision.action[:3] * self._metres
         self._publish(decision, tick.stamp_ns if tick else self._stamp_ns(), tick is not None)
         self._announce()
 

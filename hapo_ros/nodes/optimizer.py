@@ -15,7 +15,7 @@ from hapo_ros import jsonlines, processes, topics
 from hapo_ros.action import Optimize
 from hapo_ros.nodes.common import HapoNode, run
 from hapo_ros.parameters import PARAMETERS
-from hapo_ros.supervisor import executable
+from hapo_ros.supervisor import DeploymentError, executable
 
 _SECOND = "A training is running; a second goal is refused."
 PROMISE_S = 3.0  # for a goal that was accepted to begin; one whose acceptance was lost never does
@@ -56,11 +56,14 @@ class Optimizer(HapoNode):
                 handle.abort()
                 return Optimize.Result(text=_SECOND)
             self._busy, self._promised_until_s = True, 0.0
+        last, code, complaint = {}, 0, ""
         try:
-            with tempfile.TemporaryFile("w+") as errors:
+            with tempfile.TemporaryFile("w+", errors="replace") as errors:
                 last, code = self._train(handle, errors)
                 errors.seek(0)
                 complaint = errors.read().strip()
+        except (OSError, DeploymentError) as error:
+            complaint = f"The training could not be started: {error}."
         finally:
             with self._lock:
                 self._busy, self._child = False, None
@@ -96,6 +99,7 @@ class Optimizer(HapoNode):
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
+            errors="replace",  # libraries chatter in whatever bytes they like
             cwd=os.getcwd(),
         )
         try:
@@ -132,9 +136,11 @@ class Optimizer(HapoNode):
 
 
 def _read_lines(stream, lines: queue.Queue) -> None:
-    for line in stream:
-        lines.put(line)
-    lines.put(None)
+    try:
+        for line in stream:
+            lines.put(line)
+    finally:
+        lines.put(None)
 
 
 def _killed(code: int) -> str:

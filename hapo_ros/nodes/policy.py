@@ -5,6 +5,8 @@ answered, and an answer that was overtaken by a newer tick, or by its deadline, 
 lock-step (no deadline) nothing is late, and every tick that asks is answered.
 """
 
+import os
+import sys
 import threading
 from collections import Counter
 from pathlib import Path
@@ -33,20 +35,24 @@ from hapo_ros.nodes.common import (
 from hapo_ros.nodes.joining import TickJoiner
 from hapo_ros.nodes.polling import WatchedWhile, taken
 from hapo_ros.parameters import PARAMETERS
+from hapo_ros.policies import checkpoint
 from hapo_ros.policies.base import finite_act, form, is_action
-from hapo_ros.policies.promoted import current
+from hapo_ros.policies.promoted import current, written_ns
+
+END_S = 2.0  # that a load which is given up is waited for
 
 
 def load_policy(folder: str, tell=lambda stage: None):
-    """Load, check and warm up a checkpoint. Raises ValueError or OSError with a sentence."""
-    from hapo_ros.policies import checkpoint
+    """Load, check and warm up a checkpoint. Raises ValueError or OSError with a sentence.
 
+    tell: is called at every stage, some of them several times, and may raise to give it up.
+    """
     tell("loading")
     policy = checkpoint.load(folder)
     tell("checking")
     checkpoint.check(policy)
-    tell("warming_up")
     for _ in range(3):
+        tell("warming_up")
         policy.act(policy.example(), "")
     return policy
 
@@ -59,10 +65,8 @@ class PolicyNode(HapoNode):
         import torch
 
         torch.set_num_threads(self.parameters.threads)
-        own = self.parameters
         try:
-            newer = current(own.promoted, own.promoted_after_ns) if own.promoted else ""
-            self._folder = newer or own.checkpoint
+            self._folder = self._first()
             self._policy = load_policy(self._folder)
         except (ValueError, OSError) as error:
             raise FatalError(f"{error} The policy does not start.") from error
@@ -109,6 +113,23 @@ class PolicyNode(HapoNode):
         self._loading_watch.cancel()  # every round of a timer costs, and loads are rare
         self.diagnose(self._diagnosis)
 
+    def _first(self) -> str:
+        """The checkpoint to begin with: what was promoted, what this served before it crashed."""
+        own = self.parameters
+        known_ns, _, before = self.word_left.partition(" ")
+        known_ns = int(known_ns) if before else own.promoted_ignored_ns
+        newer = current(own.promoted, known_ns) if own.promoted else ""
+        if newer and own.checkpoint:
+            # It was promoted where this deployment was not seen.
+            needs, has = checkpoint.form_of(newer), checkpoint.form_of(own.checkpoint)
+            if needs != has:
+                self.get_logger().error(
+                    f"{newer} was promoted and is not served: {_misfit(newer, needs, has)} Or "
+                    "promote one that fits."
+                )
+                newer = ""
+        return newer or before or own.checkpoint
+
     def _announce(self) -> None:
         self.publish_info(
             self._info,
@@ -126,6 +147,8 @@ class PolicyNode(HapoNode):
 
     def _on_episode(self, message: EpisodeState) -> None:
         self._episode = message if message.state == EpisodeState.RUNNING else None
+        if self._loading is not None and self._episode is not None:
+            self._loading.give_up(self._refusal())  # it would only make answers late
         self._answer_if_complete()
 
     def _on_message(self, topic: str, message) -> None:
@@ -148,6 +171,8 @@ class PolicyNode(HapoNode):
             self._actions.publish(self._answer)
         elif message.policy_due:
             try:
+                if lacking := self._parts.keys() - set(message.topics):
+                    raise ValueError(f"it has no {', '.join(sorted(lacking))} for the policy")
                 self._joiner.add_tick(message)
             except ValueError as error:
                 self._refuse(message, error)
@@ -250,6 +275,11 @@ class PolicyNode(HapoNode):
         }
         return level, text, known | counts
 
+    def shut_down(self) -> None:
+        if self._loading is not None:
+            self._loading.give_up("The policy node ends.")
+            self._loading.join(END_S)
+
     # Loading
 
     def _on_goal(self, goal) -> GoalResponse:
@@ -290,6 +320,9 @@ class PolicyNode(HapoNode):
         else:
             handle.publish_feedback(LoadPolicy.Feedback(stage="swapping"))
             self._policy, self._folder, self._answer = loading.policy, loading.folder, None
+            # One that is started after a crash serves the same, also in an episode that runs on.
+            known_ns = written_ns(self.parameters.promoted) if self.parameters.promoted else 0
+            self.leave_word(f"{known_ns} {Path(self._folder).resolve()}")
             self._announce()
             handle.succeed()
             text = f"Serving {self._policy.version}."
@@ -300,12 +333,7 @@ class PolicyNode(HapoNode):
         if loading.policy is None:
             return f"{loading.folder} cannot be loaded; the log says why. The policy stays."
         needs, has = form(loading.policy), form(self._policy)
-        if needs == has:
-            return ""
-        return (
-            f"{loading.folder} needs {needs}; this deployment has {has}. The policy stays. Start a "
-            "deployment with that checkpoint."
-        )
+        return "" if needs == has else _misfit(loading.folder, needs, has)
 
 
 class _Loading(threading.Thread):
@@ -314,15 +342,37 @@ class _Loading(threading.Thread):
     def __init__(self, handle, refusal: str):
         super().__init__(daemon=True)
         self.handle, self.folder, self.problem = handle, handle.request.checkpoint, refusal
-        self.policy, self.stages = None, []
+        self.policy, self.stages, self._stage = None, [], ""
+
+    def give_up(self, problem: str) -> None:
+        """End it at its next stage."""
+        self.problem = problem
 
     def run(self) -> None:
-        if self.problem:
-            return
         try:
-            self.policy = load_policy(self.folder, self.stages.append)
+            self.policy = load_policy(self.folder, self._tell)
+        except _GivenUp:
+            return
         except (ValueError, OSError) as error:
             self.problem = f"{error} The policy that was served goes on."
+
+    def _tell(self, stage: str) -> None:
+        if self.problem:
+            raise _GivenUp
+        if stage != self._stage:
+            self._stage = stage
+            self.stages.append(stage)
+
+
+class _GivenUp(Exception):
+    """A load that is not wanted any more."""
+
+
+def _misfit(folder: str, needs: str, has: str) -> str:
+    return (
+        f"{folder} needs {needs}; this deployment has {has}. The policy stays. Start a deployment "
+        "with that checkpoint."
+    )
 
 
 def _key(message) -> tuple[str, int]:
@@ -331,4 +381,10 @@ def _key(message) -> tuple[str, int]:
 
 
 def main(argv=None) -> int:
-    return run(PolicyNode, argv)
+    code = run(PolicyNode, argv)
+    if any(isinstance(thread, _Loading) for thread in threading.enumerate()):
+        # Python would end under it, in the middle of torch, which aborts the process.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code

@@ -20,6 +20,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 FORMAT = 1
 WEIGHTS, ADAPTER = "model.safetensors", "adapter.safetensors"
@@ -156,6 +157,13 @@ def read_config(folder) -> dict:
             "Use the hapo_ros that wrote it, or train again."
         )
     return config | {part: _read_json(folder, f"{part}.json") for part in PARTS[1:]}
+
+
+def form_of(folder) -> str:
+    """What a checkpoint sees and does, as ``base.form`` has it of a loaded policy."""
+    from hapo_ros.policies.base import form
+
+    return form(SimpleNamespace(**read_config(folder)["config"]))
 
 
 def read_provenance(folder) -> dict:

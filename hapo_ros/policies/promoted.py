@@ -9,14 +9,14 @@ from pathlib import Path
 CURRENT = "current.json"
 
 
-def current(folder: str | Path, after_ns: int = 0) -> str:
+def current(folder: str | Path, ignored_ns: int = 0) -> str:
     """The checkpoint that ``folder``'s current.json names; "" where there is none.
 
-    after_ns: one that was written no later than this (ns since the epoch) does not count. Raises
-    ValueError for a file that names no checkpoint.
+    ignored_ns: the one that was written then, see :func:`written_ns`, does not count; an earlier
+    one does, clocks are set. Raises ValueError for a file that names no checkpoint.
     """
     path = Path(folder) / CURRENT
-    if not path.exists() or path.stat().st_mtime_ns <= after_ns:
+    if written_ns(folder) in (0, ignored_ns):
         return ""
     try:
         return str(json.loads(path.read_text())["checkpoint"])
