@@ -5,7 +5,9 @@ Translates ``hapo_ros.deployment`` for ROS 2's launch; ``ros2 launch hapo_ros de
 arm holds, and what flushes has time to.
 """
 
+import sys
 import time
+from pathlib import Path
 
 from launch.actions import (
     DeclareLaunchArgument,
@@ -19,10 +21,12 @@ from launch.events import Shutdown
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
-from hapo_ros.deployment import ARGUMENTS, PACKAGE, check_devices, describe
+from hapo_ros.deployment import ARGUMENTS, PACKAGE, check_devices, describe, parse
 from hapo_ros.restarts import Reaction, Restarts
 from hapo_ros.supervisor import DeploymentError
 from launch import LaunchDescription
+
+THIS_FILE = Path(__file__).name
 
 
 def start_nodes(context):
@@ -30,6 +34,10 @@ def start_nodes(context):
     values = {
         argument.name: LaunchConfiguration(argument.name).perform(context) for argument in ARGUMENTS
     }
+    if any(Path(word).name == THIS_FILE for word in sys.argv):
+        # Named by hand, and not included by another file, which may have arguments of its own: a
+        # misspelt one is refused. Launch itself would leave it out without a word.
+        values |= parse(word for word in context.argv if ":=" in word)
     deployment = describe(values)
     check_devices(deployment)
     restarts, specs = Restarts(time.monotonic()), {}

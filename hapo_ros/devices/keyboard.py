@@ -93,9 +93,8 @@ class Terminal:
         fd = _stdin() if fd is None else fd
         if not os.isatty(fd):
             raise DeviceLost(
-                "The keyboard needs a terminal and standard input is none. Run "
-                "`ros2 run hapo_ros keyboard` in a terminal of its own, or use "
-                "operator:=spacemouse or operator:=simulated."
+                "The keyboard needs a terminal and standard input is none. Use `hapo deploy "
+                "operator:=keyboard`, or operator:=spacemouse or operator:=simulated."
             )
         self._fd, self._before = fd, termios.tcgetattr(fd)
         tty.setcbreak(fd)

@@ -115,6 +115,13 @@ def test_ros2_launch_shows_every_argument_with_its_description(ros_domain):
         assert argument.text in shown
 
 
+def test_a_misspelt_argument_starts_nothing(ros_domain, tmp_path):
+    process = ros2_launch(tmp_path, robot_dryrun="true")
+    output = ended(process)
+    assert "There is no argument 'robot_dryrun'. Nothing is started." in output
+    assert process.returncode == 1 and not (tmp_path / "bags").exists(), output
+
+
 def test_ros2_launch_runs_an_episode_and_ends_by_itself(ros_domain, tmp_path):
     process = ros2_launch(tmp_path)
     output = ended(process)
