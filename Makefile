@@ -3,6 +3,8 @@
 CLEANLY := env -u PYTHONPATH -u PYTHONHOME -u VIRTUAL_ENV -u AMENT_PREFIX_PATH -u LD_LIBRARY_PATH
 TESTS ?= .
 WORKERS ?= 2
+# A test process that hangs in native code sees no signal: it is ended, with all its tracebacks.
+HANGS := -o faulthandler_timeout=1000 -o faulthandler_exit_on_timeout=true --max-worker-restart 0
 
 .PHONY: help setup demo test test-ros base-policy lint clean
 help: ## this list
@@ -17,7 +19,7 @@ demo: setup ## the whole loop in simulation: no robot, no GPU, no ROS needed
 
 test: setup ## the tests, against the installed package (TESTS=test_messages.py for some, WORKERS=0 one by one)
 	@cd test && $(CLEANLY) ../.venv/bin/python -m pytest --ignore=ros -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
-	--max-worker-restart 0 $(TESTS)
+	$(HANGS) $(TESTS)
 
 test-ros: ## the tests that need ROS 2's launch: after `colcon build`, with its setup.bash sourced
 	@cd test && python3 -c "import launch_pytest, rclpy, hapo_ros.msg" || { echo "launch_pytest or hapo_ros is not \
