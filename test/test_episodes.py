@@ -415,6 +415,18 @@ def test_names_and_settings_that_yaml_or_json_may_twist_stay_what_they_are(tmp_p
     assert data["custom_data"]["episode_id"] == name
 
 
+@pytest.mark.parametrize("end", ["\x85", "\u2028", "\r\n", "\0", "\ufeff"])
+def test_words_with_what_ends_a_line_in_yaml_stay_what_they_are(tmp_path, end):
+    path = record(tmp_path, an_info(instruction=f"lift{end}it"))
+    assert EpisodeReader(path).info.instruction == f"lift{end}it"
+
+
+def test_a_bag_from_before_metadata_was_ascii_is_read_as_it_was(tmp_path):
+    path = record(tmp_path, an_info(instruction="Zoë lifts"))
+    edit(path, "\\xEB", "ë")
+    assert EpisodeReader(path).info.instruction == "Zoë lifts"
+
+
 # Refusals and faults while writing
 
 
@@ -721,9 +733,9 @@ def test_a_truncated_bag_is_recovered_under_another_name(tmp_path):
 
 def edit(path, old, new):
     file = path / "metadata.yaml"
-    text = file.read_text()
+    text = file.read_text("utf8")
     assert old in text
-    file.write_text(text.replace(old, new, 1))
+    file.write_text(text.replace(old, new, 1), "utf8")
 
 
 def as_sqlite(path):

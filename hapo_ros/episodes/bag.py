@@ -212,7 +212,7 @@ def _yaml(data: dict) -> str:
 
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
-    yaml.allow_unicode = True
+    yaml.allow_unicode = False  # U+0085 as it is would be folded like a line's end on reading
     yaml.width = 1 << 30
     yaml.sort_base_mapping_type_on_output = False
     text = StringIO()
