@@ -728,6 +728,55 @@ def test_a_truncated_bag_is_recovered_under_another_name(tmp_path):
     assert 0 < len(reader.steps()) < 40 and reader.result.outcome == "failure"
 
 
+def damage_chunk(path, number):
+    """Flip a bit in the midst of one chunk of the bag; metadata.yaml stays as it is."""
+    from mcap.reader import make_reader
+
+    file = next(path.glob("*.mcap"))
+    with file.open("rb") as stream:
+        chunk = make_reader(stream).get_summary().chunk_indexes[number]
+    data = bytearray(file.read_bytes())
+    data[chunk.chunk_start_offset + chunk.chunk_length // 2] ^= 4
+    file.write_bytes(data)
+
+
+def record_told(root, outcome):
+    """A bag that ended unresolved after the clock was set, with a note."""
+    writer = a_writer(root, an_info())
+    for stamp_ns, topic, message in an_episode(writer.info, [P] * 30):
+        writer.write_message(topic, message, stamp_ns)
+    writer.note_clock_jump(0.1, 3.0)
+    return writer.finish(writer.result(outcome, unresolved=True, note="The cable was loose."))
+
+
+@pytest.mark.parametrize("said_in", ["the bag", "metadata.yaml"])
+def test_recovery_keeps_what_was_said_of_the_episode(tmp_path, said_in):
+    """The last tick says success, and neither the bag nor a person does."""
+    path = record_told(tmp_path, "discarded")
+    if said_in == "the bag":
+        without_metadata(path)
+    else:
+        damage_chunk(path, -1)  # the one that ends with the result
+    rescued = recover(path)
+    result = EpisodeReader(rescued, accept_recovered=True).result
+    assert result.outcome == "discarded" and result.unresolved
+    assert result.clock_jumps == [[0.1, 3.0]] and result.note.endswith("The cable was loose.")
+    assert [each.name for each in open_episodes(rescued, accept_recovered=True)[1]] == ["discarded"]
+    asked = recover(path, tmp_path / "asked", outcome="failure")
+    assert EpisodeReader(asked, accept_recovered=True).result.outcome == "failure"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("episode_id: ep1", "episode_id: ep2"), ('"discarded"', '"gone"'), ("version: 9", "[")],
+)
+def test_recovery_believes_no_metadata_that_is_damaged_or_of_another_episode(tmp_path, old, new):
+    path = record_told(tmp_path, "discarded")
+    damage_chunk(path, -1)
+    edit(path, old, new)
+    assert EpisodeReader(recover(path), accept_recovered=True).result.outcome == "success"
+
+
 # Bags that are not what they seem
 
 

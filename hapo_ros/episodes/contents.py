@@ -211,11 +211,16 @@ def checked_info(data: dict) -> EpisodeInfo:
 
 def checked_result(data: dict) -> EpisodeResult:
     """EpisodeResult of a bag's last ``episode/info``. Raises ValueError where it is none."""
+    kinds = {"labels": dict, "lost": dict, "unresolved": bool, "note": str, "clock_jumps": list}
     try:
         known = {each.name for each in fields(EpisodeResult)}
-        return EpisodeResult(**{k: v for k, v in data["result"].items() if k in known})
+        result = EpisodeResult(**{k: v for k, v in data["result"].items() if k in known})
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the last episode/info has no result ({error})") from error
+    for name, kind in kinds.items():
+        if not isinstance(getattr(result, name), kind):
+            raise ValueError(f"{name} in the last episode/info is no {kind.__name__}")
+    return result
 
 
 def cdr_stamp_ns(cdr: bytes) -> int:
@@ -229,7 +234,7 @@ def cdr_stamp_ns(cdr: bytes) -> int:
 def load(path: Path) -> Contents:
     """Read and check the bag in an episode's folder, end to end. Raises :class:`BadEpisode`."""
     path = Path(path)
-    metadata, mcap_file = _metadata(path)
+    metadata, mcap_file = read_metadata(path)
     infos: list[dict] = []
     contents = None
     try:
@@ -274,8 +279,8 @@ def _end(path: Path, contents: Contents, infos: list[dict], metadata: dict) -> N
         raise BadEpisode("edited", path, "Their message counts differ.")
 
 
-def _metadata(path: Path) -> tuple[dict, Path]:
-    """(rosbag2_bagfile_information, MCAP file) of a folder."""
+def read_metadata(path: Path) -> tuple[dict, Path]:
+    """(rosbag2_bagfile_information, MCAP file) of a folder. Raises :class:`BadEpisode`."""
     from ruamel.yaml import YAML
     from ruamel.yaml.error import YAMLError
 

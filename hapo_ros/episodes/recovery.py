@@ -1,13 +1,22 @@
 """Saving what a crash left of an episode; the original is kept as it is."""
 
+import json
 import shutil
 from pathlib import Path
 
 from hapo_ros.episodes import parsers
 from hapo_ros.episodes.bag import CHUNK_BYTES, BagFile, is_being_written, sync_folder
-from hapo_ros.episodes.contents import Damaged, checked_info, checked_result, messages
+from hapo_ros.episodes.contents import (
+    BadEpisode,
+    Damaged,
+    checked_info,
+    checked_result,
+    messages,
+    read_metadata,
+)
 from hapo_ros.episodes.interfaces import from_cdr
 from hapo_ros.episodes.tally import Tally
+from hapo_ros.episodes.types import EpisodeResult
 from hapo_ros.episodes.writer import finish_bag
 from hapo_ros.topics import EPISODE_INFO
 
@@ -32,8 +41,10 @@ def recover(
 
     folder: an unfinished recording (``.<episode_id>.partial``) or a damaged bag. destination: by
     default the episode's own name beside it, ``<name>_recovered`` for a damaged bag. outcome: by
-    default what the last recorded tick says of success. The new bag is marked recovered and
-    incomplete, so it is read only where that is accepted. The original is kept.
+    default as recorded, in the bag or else in its metadata.yaml, and where neither can be read what
+    the last recorded tick says of success. Whether it ended unresolved, the clock's jumps and the
+    note stay as recorded too. The new bag is marked recovered and incomplete, so it is read only
+    where that is accepted. The original is kept.
 
     Raises RecoveryError where there is nothing to save, the destination exists, the recorder is
     still writing, or the disk is full.
@@ -72,14 +83,14 @@ def recover(
 
 def _copy(source: Path, bag: BagFile, outcome: str | None) -> None:
     """Copy what can be read of source and close the bag. Raises ValueError if it is no episode."""
-    info = tally = None
+    info = tally = said = None
     declared, damage = set(), "nothing is missing"
     try:
         for message in messages(source):
             if message.topic.name == EPISODE_INFO:
                 data = parsers.info_from(from_cdr(message.cdr, message.topic.type_name))
                 if "result" in data:
-                    outcome = outcome or checked_result(data).outcome
+                    said = checked_result(data)
                     continue
                 info = checked_info(data)
                 tally = Tally(info)
@@ -96,8 +107,24 @@ def _copy(source: Path, bag: BagFile, outcome: str | None) -> None:
         damage = f"what followed the last whole chunk is lost ({error})"
     if tally is None:
         raise ValueError("not even its first episode/info can be read")
-    note = f"Recovered from {source.parent.name}: {damage}."
-    finish_bag(bag, info, tally.result(outcome, complete=False, recovered=True, note=note))
+    note, unresolved = f"Recovered from {source.parent.name}: {damage}.", False
+    if said := said or _result_in_metadata(source.parent, info.episode_id):
+        outcome, unresolved = outcome or said.outcome, said.unresolved
+        tally.clock_jumps.extend(said.clock_jumps)
+        note += f" Noted before: {said.note}" if said.note else ""
+    result = tally.result(outcome, complete=False, recovered=True, unresolved=unresolved, note=note)
+    finish_bag(bag, info, result)
+
+
+def _result_in_metadata(folder: Path, episode_id: str) -> EpisodeResult | None:
+    """What metadata.yaml says became of the episode; None where that cannot be read."""
+    try:
+        custom = read_metadata(folder)[0]["custom_data"]
+        if custom.get("episode_id") == episode_id:
+            return checked_result({"result": json.loads(custom["episode_result"])})
+    except (BadEpisode, KeyError, TypeError, ValueError):
+        pass  # damaged like the bag; what the messages themselves say is left
+    return None
 
 
 def _files(folder: Path) -> list[Path]:
