@@ -833,6 +833,10 @@ def test_a_bag_that_cannot_be_trusted_is_skipped_with_a_named_reason(tmp_path, d
     ("extra", "sentence"),
     [
         ((m.tick_message(TYPES, Tick("ep1", 99, 0), {"a": 1}), "topics", []), "0 topics but 1"),
+        (
+            (m.state_vector_message(TYPES, ["a", "b"], np.zeros(2), 0), "values", np.zeros(1)),
+            "values must be 2 numbers",
+        ),
         ((executed(a_decision("ep1", 2**31, P))[2], "limited", False), "beyond any episode"),
         (
             (executed(a_decision("ep1", 99, P))[2], "action", np.full(7, np.nan, np.float32)),

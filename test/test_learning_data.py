@@ -5,10 +5,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import toy_bags
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hapo_ros import labels
+from hapo_ros import labels, topics
+from hapo_ros.episodes import messages, open_episodes
 from hapo_ros.episodes.types import EpisodeInfo, Observation, Step
 from hapo_ros.learning.augment import augment, draw_shifts, shift_images
 from hapo_ros.learning.data import Episode, build, chunks, from_readers, last_correction
@@ -327,6 +329,28 @@ def test_readers_are_read_one_by_one_and_images_only_where_wanted():
     table = from_readers(readers, k=2, cameras=())
     assert asked == [("a", 2, False)] and table.images == {} and table.k == 2
     assert table.episodes[0]["review_hash"] == "r"
+
+
+def odd_image(stamp_ns):
+    """(topic, message) of an image in an encoding that nobody decodes."""
+    image = messages.image_message(toy_bags.TYPES, np.zeros((8, 8, 3), np.uint8), stamp_ns, "front")
+    image.encoding = "mono8"
+    return topics.image("front"), image
+
+
+def test_a_bag_with_a_malformed_image_is_left_out_unless_no_tick_names_it(tmp_path):
+    live = (P,) * 4 + (H,) * 3
+    toy_bags.record(tmp_path, "bad", live, extra=[odd_image(2 * toy_bags.PERIOD_NS)])
+    toy_bags.record(tmp_path, "good", live)
+    toy_bags.record(tmp_path, "stray", live, extra=[odd_image(2 * toy_bags.PERIOD_NS + 7)])
+    readers, skipped = open_episodes(tmp_path)
+    assert len(readers) == 3 and not skipped
+    table = from_readers(readers, k=2)
+    assert [each["episode_id"] for each in table.episodes] == ["good", "stray"]
+    assert len(table.skipped) == table.counts["episodes_left_out"] == 1
+    assert str(tmp_path / "bad") in table.skipped[0] and "'mono8'" in table.skipped[0]
+    with pytest.raises(ValueError, match=r"'mono8'.*It is not used"):
+        from_readers(readers[:1])
 
 
 def test_shifted_images_are_the_images_moved():

@@ -14,8 +14,9 @@ HOSTILE = "<script>alert('lift')</script> & \"run\""
 CORRECTED = (P,) * 15 + (H,) * 6 + (N,) + (P,) * 4
 
 
-def record(root, episode_id, live, outcome="success", size=(8, 8), names=NAMES, **about):
-    """A bag; live: a label a step, after which comes the last observation."""
+def record(root, episode_id, live, outcome="success", size=(8, 8), names=NAMES, extra=(), **about):
+    """A bag; live: a label a step, after which comes the last observation. extra: (topic, message)
+    added at its end."""
     rng = np.random.default_rng(0)
     info = EpisodeInfo(
         **{
@@ -59,4 +60,6 @@ def record(root, episode_id, live, outcome="success", size=(8, 8), names=NAMES, 
         )  # fmt: skip
         message = messages.executed_action_message(TYPES, decision, now_ns)
         writer.write_message(topics.EXECUTED_ACTION, message, now_ns)
+    for topic, message in extra:
+        writer.write_message(topic, message, now_ns)
     return writer.finish(writer.result(outcome))

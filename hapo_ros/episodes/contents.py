@@ -152,6 +152,8 @@ class Contents:
             self.image_stamps.add((topic, cdr_stamp_ns(message.cdr)))
         elif topic in _PARSED:
             parsed = from_cdr(message.cdr, type_name)
+            if topic == topics.OBJECT_STATE:
+                parsers.state_vector_from(parsed)
             if topic in _STATES:
                 self.states[topic, parsers.message_stamp_ns(parsed)] = parsed
             elif parsed.episode_id == self.info.episode_id:

@@ -13,7 +13,7 @@ from hapo_ros import labels as label_rules
 from hapo_ros import topics
 from hapo_ros.arbitration.types import Applied, Reason
 from hapo_ros.episodes import parsers, reviews
-from hapo_ros.episodes.contents import BadEpisode, load, messages
+from hapo_ros.episodes.contents import BadEpisode, cdr_stamp_ns, load, messages
 from hapo_ros.episodes.interfaces import from_cdr
 from hapo_ros.episodes.types import EpisodeInfo, EpisodeResult, Observation, Step, in_words
 
@@ -188,14 +188,17 @@ class EpisodeReader:
         )
 
     def _images(self) -> dict[tuple[str, int], np.ndarray]:
-        """(topic, stamp) -> RGB of the cameras' images."""
-        wanted = set(map(topics.image, self.info.cameras))
+        """(topic, stamp) -> RGB of the images that belong to a step; no other is decoded."""
+        cameras = set(map(topics.image, self.info.cameras))
+        wanted = {key for sequence in self.sequences.tolist() for key in self._observed(sequence)}
         found = {}
         try:
             for message in messages(self._contents.mcap_file):
-                if message.topic.name in wanted:
+                if message.topic.name not in cameras:
+                    continue
+                key = message.topic.name, cdr_stamp_ns(message.cdr)
+                if key in wanted:
                     image = from_cdr(message.cdr, message.topic.type_name)
-                    key = message.topic.name, parsers.message_stamp_ns(image)
                     found[key] = parsers.image_from(image)
         except (ValueError, AttributeError) as error:
             raise BadEpisode("malformed", self.path, f"({error})") from error

@@ -4,6 +4,7 @@ from hapo_ros import labels, topics
 from hapo_ros.arbitration.types import Applied
 from hapo_ros.episodes import parsers
 from hapo_ros.episodes.contents import cdr_stamp_ns, checked_decision
+from hapo_ros.episodes.interfaces import from_cdr
 from hapo_ros.episodes.types import EpisodeInfo, EpisodeResult
 
 RECENT = 200  # messages of a topic that a tick may still name; as deep as the readers' queues
@@ -38,15 +39,15 @@ class Tally:
     def see(self, topic: str, cdr: bytes) -> None:
         """Take note of a message.
 
-        Raises ValueError for a tick, an answer or a decision that is malformed: no reader would
-        take a bag that has it.
+        Raises ValueError for a tick, an object state, an answer or a decision that is malformed: no
+        reader would take a bag that has it.
         """
+        if topic == topics.OBJECT_STATE:
+            parsers.state_vector_from(from_cdr(cdr, topics.TYPES[topic]))
         if topic in self._awaited:
             self._see_observation(topic, cdr_stamp_ns(cdr))
         if topic not in (topics.OBSERVATION_TICK, topics.POLICY_ACTION, topics.EXECUTED_ACTION):
             return
-        from hapo_ros.episodes.interfaces import from_cdr
-
         message = from_cdr(cdr, topics.TYPES[topic])
         if message.episode_id != self._episode_id:
             return

@@ -137,7 +137,8 @@ class EpisodeWriter:
         it got, under its own name marked incomplete or, where not even that can be written, left
         unfinished for ``hapo recover``. Raises KeyError for a topic that was not declared, and
         ValueError, with nothing written, for what would spoil the bag: bytes that are not its
-        message; a time before 1970; a tick, an answer or a decision that is malformed.
+        message; a time before 1970; a tick, an object state, an answer or a decision that is
+        malformed.
         """
         if self._closed:
             raise EpisodeWriteError(f"Episode {self.info.episode_id} is closed; nothing is added.")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hapo_ros import labels
+from hapo_ros.episodes.contents import BadEpisode
 from hapo_ros.episodes.types import EpisodeInfo, Step
 from hapo_ros.learning.table import GROUPS, STEPS_OF, StepTable, group_of
 from hapo_ros.policies.base import proprioception
@@ -49,7 +50,7 @@ def chunks(actions, controller, sequence, horizon: int) -> tuple[np.ndarray, np.
 
 
 def build(
-    episodes: Iterable[Episode],
+    episodes: Iterable[Episode | BadEpisode],
     *,
     k: int = labels.DEFAULT_K,
     horizon: int = 1,
@@ -67,8 +68,8 @@ def build(
     learned from: one that never resolves teaches what does not work (tasks.md). The steps before it
     stay undesirable, and the corrections before it stay.
     NONE steps and discarded or excluded episodes are never used; an episode given twice is used
-    once, and ``skipped`` says so. Raises ValueError where nothing is left or episodes do not fit
-    together.
+    once; a BadEpisode stands for one that could not be read. ``skipped`` says so. Raises ValueError
+    where nothing is left or episodes do not fit together.
     """
     builder = _Builder(k, horizon, groups, cameras, object_state, drop_unresolved)
     for episode in episodes:
@@ -77,14 +78,20 @@ def build(
 
 
 def from_readers(readers, *, k: int = labels.DEFAULT_K, **options) -> StepTable:
-    """``build`` from what ``hapo_ros.episodes.open_episodes`` gives, one episode at a time."""
+    """``build`` from what ``hapo_ros.episodes.open_episodes`` gives, one episode at a time.
+
+    A bag whose images turn out malformed is left out, and ``skipped`` says so.
+    """
     images = options.get("cameras") is None or bool(options["cameras"])
     return build((_read(reader, k, images) for reader in readers), k=k, **options)
 
 
-def _read(reader, k: int, images: bool) -> Episode:
+def _read(reader, k: int, images: bool) -> Episode | BadEpisode:
     unused = reader.excluded or reader.outcome == "discarded"
-    steps = [] if unused else reader.steps(k, images=images)
+    try:
+        steps = [] if unused else reader.steps(k, images=images)
+    except BadEpisode as error:
+        return error
     return Episode(
         info=reader.info,
         steps=steps,
@@ -127,7 +134,11 @@ class _Builder:
         self.columns: dict[str, list[np.ndarray]] = {}
         self.form: dict | None = None
 
-    def add(self, episode: Episode) -> None:
+    def add(self, episode: Episode | BadEpisode) -> None:
+        if isinstance(episode, BadEpisode):
+            self.counts["episodes_left_out"] += 1
+            self.skipped.append(f"{episode} It is not used.")
+            return
         info = episode.info
         first = self.seen.setdefault(info.episode_id, episode.bag_hash)
         if info.episode_id in {e["episode_id"] for e in self.episodes} or first != episode.bag_hash:
