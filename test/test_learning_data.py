@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 
 from hapo_ros import labels, topics
 from hapo_ros.episodes import messages, open_episodes
+from hapo_ros.episodes.formats import common
 from hapo_ros.episodes.types import EpisodeInfo, Observation, Step
 from hapo_ros.learning.augment import augment, draw_shifts, shift_images
 from hapo_ros.learning.data import Episode, build, chunks, from_readers, last_correction
 from hapo_ros.learning.reference import partners
+from hapo_ros.robots import config as robots
+from hapo_ros.sim.environment import action_space
 
 NAMES = ["x", "y", "gripper"]
 P, H, N = labels.POLICY, labels.HUMAN, labels.NONE
@@ -212,7 +215,6 @@ def test_episodes_of_different_forms_are_refused_by_name():
     for other, what in (
         (episode("b", [P, H], cameras=("cam", "wrist")), "cameras"),
         (episode("b", [P, H], action_space={"names": ["x", "z", "gripper"]}), "action_names"),
-        (episode("b", [P, H], action_space={"names": NAMES, "scale": [2, 2, 1]}), "action_scale"),
     ):
         with pytest.raises(ValueError, match=rf"Episode b does not fit the others \({what}"):
             build([one, other])
@@ -220,6 +222,35 @@ def test_episodes_of_different_forms_are_refused_by_name():
         build([episode("b", [P, H])], cameras=("wrist",))
     with pytest.raises(ValueError, match="does not name its 3 action dimensions"):
         build([episode("b", [P, H], action_space={})])
+
+
+def with_units(name, space):
+    """An episode whose action space has these units, and the names of ``episode``."""
+    return episode(name, [P, H], action_space={**space, "names": NAMES})
+
+
+def test_actions_of_other_units_are_never_mixed_whichever_came_first():
+    simulation, arm = action_space(), robots.load("franka").action_space()
+    other = {"control_hz": 10.0, "linear_scale_m_s": 0.5, "angular_scale_rad_s": 1, "frame": "tool"}
+    for space in (arm, *({**simulation, key: value} for key, value in other.items())):
+        unlike = [key for key in other if space[key] != simulation[key]]
+        for spaces in ((simulation, space), (space, simulation), ({}, simulation, {}, space)):
+            made = [with_units(f"e{i}", each) for i, each in enumerate(spaces)]
+            with pytest.raises(ValueError, match=rf"Episode e\d does not fit .*\({unlike[0]}: "):
+                build(made)
+
+
+def test_actions_of_the_same_units_mix_wherever_they_were_recorded_and_go_with_unknown_ones():
+    spaces = (
+        action_space(),  # without ROS, and through the graph
+        robots.load("simulated").action_space(),  # behind a robot's topics
+        common.osc_pose_space(20.0, (0.1 * 0.5, 0.1 * 5)),  # robomimic's and the APO authors' files
+        {"control_hz": 20},  # LeRobot
+        {},
+    )
+    for order in (spaces, spaces[::-1]):
+        table = build([with_units(f"e{i}", each) for i, each in enumerate(order)])
+        assert len(table.episodes) == len(spaces)
 
 
 def test_numbers_that_are_not_finite_are_refused_by_episode():

@@ -65,7 +65,7 @@ class EpisodeInfo:
     policy_version: str = ""
     cameras: dict[str, list[int]] = field(default_factory=dict)  # name -> [height, width]
     object_state: list[str] = field(default_factory=list)  # names of its numbers
-    action_space: dict = field(default_factory=dict)  # names, scale to SI units, control_hz
+    action_space: dict = field(default_factory=dict)  # names, control_hz, scales, frame
     normalisation: dict = field(default_factory=dict)  # the policy's statistics, by name
     settings: dict = field(default_factory=dict)  # robot, arbiter, operator, disturbance
     versions: dict = field(default_factory=dict)  # software

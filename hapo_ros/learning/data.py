@@ -1,5 +1,6 @@
 """Recorded episodes as arrays to train from: which steps are learned from, and which are not."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from hapo_ros.learning.table import GROUPS, STEPS_OF, StepTable, group_of
 from hapo_ros.policies.base import proprioception
 
 LEFT_OUT = ("none", "unresolved", "not_asked_for", "episodes_left_out")  # steps, but for the last
+# What an action of 1 means. Data from elsewhere may not say: then it goes with any.
+UNITS = ("control_hz", "linear_scale_m_s", "angular_scale_rad_s", "frame")
 
 
 @dataclass
@@ -118,6 +121,12 @@ def last_correction(c) -> np.ndarray:
     return human & (np.arange(len(c)) >= begin)
 
 
+def _same(one, other) -> bool:
+    """Whether two values agree; numbers that were computed in different ways do, too."""
+    numbers = isinstance(one, int | float) and isinstance(other, int | float)
+    return math.isclose(one, other, rel_tol=1e-6) if numbers else one == other
+
+
 class _Builder:
     """Collects the rows of one episode after the other."""
 
@@ -220,7 +229,8 @@ class _Builder:
         )
 
     def _require_same_form(self, info: EpisodeInfo, step: Step) -> None:
-        """Cameras, sizes, state and action space are those of the first episode."""
+        """Cameras, sizes, state and names are those of the first episode, units of the first that
+        says them."""
         recorded = step.observation.images
         wanted = sorted(recorded) if self.cameras is None else list(self.cameras)
         missing = [name for name in wanted if name not in recorded]
@@ -241,10 +251,11 @@ class _Builder:
             "object_state": 0 if state is None else len(state),
             "object_state_names": list(info.object_state) if self.object_state else [],
             "action_names": list(names),
-            "action_scale": info.action_space.get("scale"),
         }
-        self.form = self.form or form
-        different = [key for key in form if form[key] != self.form[key]]
+        units = {key: info.action_space.get(key) for key in UNITS}
+        form |= {key: value for key, value in units.items() if value is not None}
+        self.form = form | (self.form or {})
+        different = [key for key in form if not _same(form[key], self.form[key])]
         if different:
             key = different[0]
             raise ValueError(
