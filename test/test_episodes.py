@@ -225,6 +225,20 @@ def test_a_decision_that_was_not_applied_never_appears_as_executed(tmp_path, out
     assert reader.result.labels["none"] == 1
 
 
+def test_the_gripper_of_a_step_that_was_not_applied_is_as_the_ticks_say_or_else_as_before(tmp_path):
+    said = {0: 0.5, 4: 0.25, 5: float("nan")}  # tick -> gripper of what drove the robot until it
+    held = dict.fromkeys((0, 2, 3, 4), Applied.LATE_HELD)
+    with a_writer(tmp_path, an_info()) as writer:
+        for stamp_ns, topic, message in an_episode(writer.info, [P] * 6, held):
+            sequence = (stamp_ns - START_NS) // PERIOD_NS
+            if topic == topics.OBSERVATION_TICK and sequence in said:
+                message.applied_action = np.r_[np.zeros(6), said[sequence]].astype(np.float32)
+            writer.write_message(topic, message, stamp_ns)
+        reader = EpisodeReader(writer.finish(writer.result("success")))
+    # Of step 0 and 2 the next tick says nothing, of step 4 no number; 1 and 5 were applied.
+    assert [step.action[-1] for step in reader.steps()] == [0.5, -1, -1, 0.25, 0.25, -1]
+
+
 def test_the_last_decision_counts_only_if_a_tick_says_that_it_was_applied(tmp_path):
     reader = EpisodeReader(record(tmp_path, skip={(topics.OBSERVATION_TICK, 6)}))
     assert reader.live.tolist() == [P] * 5 + [N]

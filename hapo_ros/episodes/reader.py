@@ -205,18 +205,29 @@ class EpisodeReader:
         return found
 
     def _actions(self) -> np.ndarray:
-        """(S, D) float32 executed actions; zero, the gripper as it was, where not applied."""
+        """(S, D) float32 executed actions; zero, the gripper as it was, where not applied.
+
+        How the gripper was, the next tick says, or else the step before; the first tick at first.
+        """
         decisions = self._contents.decisions
         size = next(iter(decisions.values())).action.size
         names = list(self.info.action_space.get("names") or ())[:size]
         gripper = [i for i, name in enumerate(names) if "gripper" in str(name)]
         actions = np.zeros((len(self.timeline), size), np.float32)
+        drove = self._drove_until(0, actions[0].copy())
         for sequence in range(len(actions)):
             if self._was_applied(sequence):
-                actions[sequence] = decisions[sequence].action
-            elif sequence:
-                actions[sequence, gripper] = actions[sequence - 1, gripper]
+                drove = actions[sequence] = decisions[sequence].action
+            else:
+                drove = self._drove_until(sequence + 1, drove)
+                actions[sequence, gripper] = drove[gripper]
         return actions
+
+    def _drove_until(self, sequence: int, otherwise: np.ndarray) -> np.ndarray:
+        """(D,) what drove the robot until a tick; otherwise, where none says it, the given."""
+        tick = self._contents.ticks.get(sequence)
+        said = tick is not None and tick.applied_action.size == otherwise.size
+        return tick.applied_action if said and np.isfinite(tick.applied_action).all() else otherwise
 
     def _confidences(self) -> np.ndarray:
         """(S,) confidence of the chunk, made under the step's epoch, that a policy step is from."""
