@@ -763,6 +763,38 @@ def record_told(root, outcome):
     return writer.finish(writer.result(outcome, unresolved=True, note="The cable was loose."))
 
 
+def test_recovery_loses_of_damaged_chunks_only_those_and_says_so(tmp_path):
+    path = record(tmp_path, live=(P,) * 60)
+    for number in (2, 4):  # the first has the first episode/info alone; 10 steps or 11 each
+        damage_chunk(path, number)
+    assert bad(path).name == "truncated"
+    reader = EpisodeReader(recover(path), accept_recovered=True)
+    kept = reader.sequences.tolist()
+    gaps = np.flatnonzero(np.diff(kept) > 1)
+    assert (kept[0], kept[-1], len(gaps)) == (0, 59, 2) and 36 <= len(reader.steps()) <= 40
+    assert "2 damaged chunk(s) of it are lost" in reader.result.note
+    lost = reader.result.lost[topics.OBSERVATION_TICK]
+    assert lost == 61 - reader.counts[topics.OBSERVATION_TICK] >= 20
+    assert reader.result.outcome == "success" and not reader.result.complete
+
+
+def test_recovery_of_a_damaged_chunk_and_a_cut_says_both(tmp_path):
+    path = record(tmp_path, live=(P,) * 60)
+    damage_chunk(path, 2)
+    file = path / "ep1_0.mcap"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size * 2 // 3])
+    result = EpisodeReader(recover(path), accept_recovered=True).result
+    assert "1 damaged chunk(s) of it are lost and what followed the last whole" in result.note
+
+
+def test_without_its_first_chunk_nothing_of_a_bag_can_be_recovered(tmp_path):
+    path = record(tmp_path)
+    damage_chunk(path, 0)
+    with pytest.raises(RecoveryError, match="not even its first episode/info can be read"):
+        recover(path)
+    assert [folder.name for folder in tmp_path.iterdir()] == ["ep1"]
+
+
 @pytest.mark.parametrize("said_in", ["the bag", "metadata.yaml"])
 def test_recovery_keeps_what_was_said_of_the_episode(tmp_path, said_in):
     """The last tick says success, and neither the bag nor a person does."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -69,51 +69,73 @@ class Message(NamedTuple):
     publish_ns: int
 
 
-def messages(mcap_file: Path) -> Iterator[Message]:
+def messages(mcap_file: Path, lost_chunk: Callable[[str], None] | None = None) -> Iterator[Message]:
     """Messages of an MCAP file in the order they were recorded, chunk by whole, checked chunk.
 
-    Raises :class:`Damaged` after the last one that can be read, unless the file is whole.
+    lost_chunk: for recovery; told what is wrong with each damaged chunk, which is passed over.
+
+    Raises :class:`Damaged` after the last one that can be read, unless the file is whole. With
+    ``lost_chunk`` only where the file ends early, or where the next chunk begins cannot be told.
     """
     import zstandard
     from mcap.exceptions import McapError
-    from mcap.records import Channel, Schema
-    from mcap.records import Message as McapMessage
-    from mcap.stream_reader import StreamReader
+    from mcap.records import Chunk
+    from mcap.stream_reader import StreamReader, breakup_chunk
 
-    schemas: dict[int, Schema] = {}
-    channels: dict[int, Topic] = {}
+    unreadable = (McapError, zstandard.ZstdError, struct.error, ValueError, KeyError)
+    unreadable += (OverflowError, MemoryError)
+    channels = _Channels()
     with mcap_file.open("rb") as file:
         limit = mcap_file.stat().st_size
-        records = StreamReader(file, validate_crcs=True, record_size_limit=limit).records
+        # The checksum of the whole is of no use where a part of it may be damaged.
+        records = StreamReader(
+            file, emit_chunks=True, validate_crcs=lost_chunk is None, record_size_limit=limit
+        ).records
         try:
             for record in records:
-                if isinstance(record, McapMessage):
-                    yield Message(
-                        channels[record.channel_id],
-                        record.data,
-                        record.log_time,
-                        record.publish_time,
-                    )
-                elif isinstance(record, Schema):
-                    schemas[record.id] = record
-                elif isinstance(record, Channel):
-                    schema = schemas[record.schema_id]
-                    channels[record.id] = Topic(
-                        record.topic,
-                        schema.name,
-                        schema.data.decode(),
-                        record.metadata.get("topic_type_hash", ""),
-                    )
-        except (
-            McapError,
-            zstandard.ZstdError,
-            struct.error,
-            ValueError,
-            KeyError,
-            OverflowError,
-            MemoryError,
-        ) as error:
+                if not isinstance(record, Chunk):
+                    yield from channels.messages([record])
+                    continue
+                try:
+                    found = channels.messages(breakup_chunk(record, validate_crc=True))
+                except unreadable as error:
+                    if lost_chunk is None:
+                        raise
+                    lost_chunk(str(error))  # the error itself holds the chunk
+                    continue
+                yield from found
+        except unreadable as error:
             raise Damaged(str(error) or type(error).__name__) from error
+
+
+class _Channels:
+    """The topics that an MCAP file has declared so far, and the messages of its records."""
+
+    def __init__(self):
+        self._schemas: dict[int, object] = {}
+        self._channels: dict[int, Topic] = {}
+
+    def messages(self, records: list) -> list[Message]:
+        """Messages among some records in a row. Raises KeyError for one of no declared topic."""
+        from mcap.records import Channel, Schema
+        from mcap.records import Message as McapMessage
+
+        found = []
+        for record in records:
+            if isinstance(record, McapMessage):
+                topic = self._channels[record.channel_id]
+                found.append(Message(topic, record.data, record.log_time, record.publish_time))
+            elif isinstance(record, Schema):
+                self._schemas[record.id] = record
+            elif isinstance(record, Channel):
+                schema = self._schemas[record.schema_id]
+                self._channels[record.id] = Topic(
+                    record.topic,
+                    schema.name,
+                    schema.data.decode(),
+                    record.metadata.get("topic_type_hash", ""),
+                )
+        return found
 
 
 @dataclass

@@ -37,7 +37,7 @@ def unfinished(root: str | Path) -> list[Path]:
 def recover(
     folder: str | Path, destination: str | Path | None = None, outcome: str | None = None
 ) -> Path:
-    """Write a new bag of every message that can still be read; returns its folder.
+    """Write a new bag of every message in a whole chunk; returns its folder.
 
     folder: an unfinished recording (``.<episode_id>.partial``) or a damaged bag. destination: by
     default the episode's own name beside it, ``<name>_recovered`` for a damaged bag. outcome: by
@@ -84,9 +84,9 @@ def recover(
 def _copy(source: Path, bag: BagFile, outcome: str | None) -> None:
     """Copy what can be read of source and close the bag. Raises ValueError if it is no episode."""
     info = tally = said = None
-    declared, damage = set(), "nothing is missing"
+    declared, damage, lost_chunks = set(), [], []
     try:
-        for message in messages(source):
+        for message in messages(source, lost_chunks.append):
             if message.topic.name == EPISODE_INFO:
                 data = parsers.info_from(from_cdr(message.cdr, message.topic.type_name))
                 if "result" in data:
@@ -104,10 +104,13 @@ def _copy(source: Path, bag: BagFile, outcome: str | None) -> None:
             if bag.pending_bytes >= CHUNK_BYTES:
                 bag.flush()
     except Damaged as error:
-        damage = f"what followed the last whole chunk is lost ({error})"
+        damage.append(f"what followed the last whole chunk is lost ({error})")
     if tally is None:
         raise ValueError("not even its first episode/info can be read")
-    note, unresolved = f"Recovered from {source.parent.name}: {damage}.", False
+    if lost_chunks:
+        damage.insert(0, f"{len(lost_chunks)} damaged chunk(s) of it are lost")
+    lost = " and ".join(damage) or "nothing is missing"
+    note, unresolved = f"Recovered from {source.parent.name}: {lost}.", False
     if said := said or _result_in_metadata(source.parent, info.episode_id):
         outcome, unresolved = outcome or said.outcome, said.unresolved
         tally.clock_jumps.extend(said.clock_jumps)
