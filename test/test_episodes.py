@@ -920,6 +920,27 @@ def test_a_malformed_message_is_not_recorded_and_a_bag_that_has_one_is_refused_a
     assert error.name == "malformed" and sentence in str(error)
 
 
+def test_a_bag_whose_observations_differ_in_size_is_malformed(tmp_path):
+    """And not an error of whoever stacks them; what no tick names does not matter."""
+
+    def recorded(name, late_ns):
+        at_ns = START_NS + 2 * PERIOD_NS + late_ns
+        joints = m.joint_state_message(TYPES, np.zeros(3), at_ns)
+        state = m.state_vector_message(TYPES, ["cube z", "cube y"], np.zeros(2), at_ns)
+        image = m.image_message(TYPES, np.zeros((5, 6, 3), np.uint8), at_ns, "front")
+        extra = {topics.JOINT_STATE: joints, topics.OBJECT_STATE: state}
+        extra[topics.image("front")] = image
+        for i, (topic, message) in enumerate(extra.items()):
+            yield topic, record(tmp_path / f"{name}{i}", extra=[(START_NS, topic, message)])
+
+    for _, path in recorded("stray", late_ns=1):
+        assert len(EpisodeReader(path).steps()) == 6
+    for topic, path in recorded("named", late_ns=0):
+        with pytest.raises(BadEpisode, match=f"{topic} differ in") as caught:
+            EpisodeReader(path).steps()
+        assert caught.value.name == "malformed"
+
+
 def test_a_bag_without_decisions_or_without_observations_has_no_labels(tmp_path):
     no_decision = {(topics.EXECUTED_ACTION, i) for i in range(9)}
     assert bad(record(tmp_path / "a", skip=no_decision)).name == "no labels"

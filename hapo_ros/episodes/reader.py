@@ -17,6 +17,8 @@ from hapo_ros.episodes.contents import BadEpisode, cdr_stamp_ns, load, messages
 from hapo_ros.episodes.interfaces import from_cdr
 from hapo_ros.episodes.types import EpisodeInfo, EpisodeResult, Observation, Step, in_words
 
+_NUMBERS = {topics.JOINT_STATE: "position", topics.OBJECT_STATE: "values"}  # of a state
+
 
 class EpisodeReader:
     """One recorded episode. path: its folder.
@@ -62,6 +64,8 @@ class EpisodeReader:
         self.lost_steps = len(decided.keys() - set(whole))
         if not whole:
             raise BadEpisode("no labels", self.path, "No step's observation is whole.")
+        if varies := self._topics_of_varying_length():
+            raise BadEpisode("malformed", self.path, f"Its {', '.join(varies)} differ in length.")
 
     @property
     def outcome(self) -> str:
@@ -94,7 +98,7 @@ class EpisodeReader:
     def steps(self, k: int = label_rules.DEFAULT_K, images: bool = True) -> list[Step]:
         """The T steps; without ``images`` their observations have none, and it is fast.
 
-        Raises BadEpisode where an image is malformed.
+        Raises BadEpisode where an image is malformed or of another size than the others.
         """
         contents = self._contents
         pictures = self._images() if images else {}
@@ -187,11 +191,21 @@ class EpisodeReader:
             key in contents.states or key in contents.image_stamps for key in observed
         )
 
+    def _topics_of_varying_length(self) -> list[str]:
+        """Topics of states whose numbers are not as many in every step."""
+        lengths: dict[str, set[int]] = {}
+        for sequence in self.sequences.tolist():
+            for topic, at in self._observed(sequence):
+                if topic in _NUMBERS:
+                    numbers = getattr(self._contents.states[topic, at], _NUMBERS[topic])
+                    lengths.setdefault(topic, set()).add(len(numbers))
+        return [topic for topic, found in lengths.items() if len(found) > 1]
+
     def _images(self) -> dict[tuple[str, int], np.ndarray]:
         """(topic, stamp) -> RGB of the images that belong to a step; no other is decoded."""
         cameras = set(map(topics.image, self.info.cameras))
         wanted = {key for sequence in self.sequences.tolist() for key in self._observed(sequence)}
-        found = {}
+        found, sizes = {}, {}
         try:
             for message in messages(self._contents.mcap_file):
                 if message.topic.name not in cameras:
@@ -200,6 +214,9 @@ class EpisodeReader:
                 if key in wanted:
                     image = from_cdr(message.cdr, message.topic.type_name)
                     found[key] = parsers.image_from(image)
+                    size = sizes.setdefault(key[0], found[key].shape)
+                    if found[key].shape != size:
+                        raise ValueError(f"the images on {key[0]} differ in size")
         except (ValueError, AttributeError) as error:
             raise BadEpisode("malformed", self.path, f"({error})") from error
         return found
