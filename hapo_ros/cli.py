@@ -10,7 +10,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -38,7 +38,8 @@ def main(argv: Iterable[str] | None = None) -> int:
 
 
 def _complain(arguments, error: Exception) -> None:
-    print(f"hapo {arguments.command}: {error}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # the terminal may be what was lost
+        print(f"hapo {arguments.command}: {error}", file=sys.stderr, flush=True)
 
 
 def _expected() -> tuple[type[Exception], ...]:
@@ -85,6 +86,8 @@ def _deploy(arguments) -> int:
         while not stopped() and not supervisor.done:
             supervisor.watch()
             time.sleep(0.05)
+        for name in sorted(supervisor.done):
+            print(f"{name} is done. The run ends.", flush=True)
     return EXIT_OK
 
 
@@ -502,12 +505,26 @@ def _readable(value) -> str:
 
 @contextmanager
 def _stop_flag():
-    """SIGINT and SIGTERM set a flag; yields the function that reads it."""
+    """SIGINT, SIGTERM and SIGHUP set a flag; yields the function that reads it.
+
+    SIGHUP: the terminal was closed, and what is said to it from then on is not an error. Where it
+    is ignored, as nohup has it, it stays so.
+    """
     asked = []
-    previous = {
-        number: signal.signal(number, lambda number, frame: asked.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    terminals = [number for number in (1, 2) if os.isatty(number)]  # closed, they are none
+
+    def ask(number, frame):
+        asked.append(number)
+        if number == signal.SIGHUP:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for terminal in terminals:
+                os.dup2(nowhere, terminal)
+            os.close(nowhere)
+
+    ends = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        ends.append(signal.SIGHUP)
+    previous = {number: signal.signal(number, ask) for number in ends}
     try:
         yield lambda: bool(asked)
     finally:

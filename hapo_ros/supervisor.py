@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,12 @@ from hapo_ros.restarts import Reaction, Restarts
 
 class DeploymentError(Exception):
     """The deployment cannot run, or not go on; the message is a sentence."""
+
+
+def _print(sentence: str) -> None:
+    """At once, into a pipe too. No run ends because nobody reads what it says any more."""
+    with suppress(OSError):
+        print(sentence, flush=True)
 
 
 class Supervisor:
@@ -29,7 +36,7 @@ class Supervisor:
         self,
         deployment: Deployment,
         log_folder: Path | None = None,
-        say: Callable[[str], None] = print,
+        say: Callable[[str], None] = _print,
     ):
         self.deployment = deployment
         self._log_folder = log_folder

@@ -3,11 +3,14 @@
 The nodes here are doubles: small scripts that do one thing, installed as nodes are.
 """
 
+import fcntl
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from hapo_ros import processes
+from hapo_ros import cli, deployment, processes
 from hapo_ros.deployment import Deployment, NodeSpec, Restart
 from hapo_ros.supervisor import DeploymentError, Supervisor, executable
 
@@ -401,6 +404,108 @@ def test_the_nodes_end_when_the_supervisor_is_killed(installed, journal):
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+def test_what_happens_is_said_at_once_into_a_pipe_too(installed):
+    program = SUPERVISOR_PROGRAM.replace('"one", "steady"', '"one", "crash"')
+    buffered = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=buffered
+    ) as supervisor:
+        try:
+            said = "one ended with exit code 5. The run goes on without it.\n"
+            assert said in iter(supervisor.stdout.readline, "")
+        finally:
+            supervisor.terminate()  # it would go on for ever
+
+
+# ``hapo deploy``
+
+
+def test_a_deployment_says_which_node_was_done_and_ended_the_run(installed, monkeypatch, capsys):
+    node = NodeSpec("keyboard", "finish", essential=True)
+    deployed = Deployment((node,), installed / "none.yaml", False, {"operator": "keyboard"})
+    monkeypatch.setattr(deployment, "describe", lambda arguments: deployed)
+    assert cli.main(["deploy"]) == 0
+    assert capsys.readouterr().out.splitlines()[1:] == ["keyboard is done. The run ends."]
+
+
+DEPLOY_PROGRAM = """
+import sys
+from pathlib import Path
+from hapo_ros import cli, deployment
+from hapo_ros.deployment import Deployment, NodeSpec
+specs = (NodeSpec("stubborn", "stubborn", stop_timeout_s=0.2),)
+deployed = Deployment(specs, Path("none.yaml"), False, {"operator": "none"})
+deployment.describe = lambda arguments: deployed
+sys.exit(cli.main(["deploy"]))
+"""
+
+
+def on_a_terminal_of_its_own(*words: str) -> tuple[subprocess.Popen, int]:
+    """A process, and the terminal whose only one it is: closing that hangs up."""
+    terminal, its_end = pty.openpty()
+    process = subprocess.Popen(
+        words,
+        stdin=its_end,
+        stdout=its_end,
+        stderr=its_end,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(its_end)
+    return process, terminal
+
+
+def test_a_deployment_whose_terminal_is_closed_stops_its_nodes_by_their_deadlines(
+    installed, journal
+):
+    deaf = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nnote(os.getpid())\nsignal.pause()"
+    (installed / "lib/hapo_ros/stubborn").write_text(BEGIN + deaf)
+    hapo, terminal = on_a_terminal_of_its_own(sys.executable, "-c", DEPLOY_PROGRAM)
+    pid = None
+    try:
+        pid = int(wait_until(journal, "the node")[0].split()[-1])
+        os.close(terminal)
+        assert hapo.wait(DEADLINE_S) == 0 and ended(pid)
+    finally:
+        hapo.kill()
+        hapo.wait(DEADLINE_S)
+        if pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+UNTIL_STOPPED = """
+import os, signal, sys, time
+from hapo_ros.cli import _stop_flag
+if "nohup" in sys.argv:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+with _stop_flag() as stopped:
+    if "nohup" in sys.argv:
+        signal.raise_signal(signal.SIGHUP)
+        sys.exit(10 + stopped())
+    print("ready", flush=True)
+    while not stopped():
+        time.sleep(0.01)
+    print("Nobody reads this.", flush=True)
+"""
+
+
+def test_what_is_said_to_a_terminal_that_was_closed_is_no_error():
+    hapo, terminal = on_a_terminal_of_its_own(sys.executable, "-c", UNTIL_STOPPED)
+    try:
+        assert b"ready" in os.read(terminal, 100)
+        os.close(terminal)
+        assert hapo.wait(DEADLINE_S) == 0
+    finally:
+        hapo.kill()
+        hapo.wait(DEADLINE_S)
+
+
+def test_a_closed_terminal_stops_nothing_that_was_started_with_nohup():
+    command = [sys.executable, "-c", UNTIL_STOPPED, "nohup"]
+    assert subprocess.run(command, timeout=DEADLINE_S, check=False).returncode == 10
 
 
 # Single processes
