@@ -544,7 +544,20 @@ def _seeds(arguments) -> list[int]:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Bad usage ends with exit code 1, as every other error does."""
+    """Bad usage ends with exit code 1, as every other error does.
+
+    complete: adds what only libraries know, when this command and no other is asked for:
+    ``hapo doctor`` works where none of them does.
+    """
+
+    complete: Callable[["_Parser"], None] | None = None
+
+    def parse_known_args(self, args=None, namespace=None):
+        """Complete it, and parse."""
+        complete, self.complete = self.complete, None
+        if complete is not None:
+            complete(self)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str):
         self.exit(EXIT_ERROR, f"{self.format_usage()}{self.prog}: {message}\n")
@@ -552,7 +565,6 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     from hapo_ros import __version__
-    from hapo_ros.demo import DemoOptions
     from hapo_ros.doctor import USES
 
     parser = _Parser(
@@ -561,7 +573,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(name: str, run: Callable, text: str, example: str, as_json: bool = True):
+    def add(name: str, run: Callable, text: str, example: str, as_json: bool = True, complete=None):
         command = commands.add_parser(
             name,
             help=text,
@@ -570,22 +582,13 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         )
         command.set_defaults(run=run)
+        command.complete = complete
         if as_json:
             command.add_argument("--json", action="store_true", help="machine-readable output")
         return command
 
-    demo = add("demo", _demo, "the whole loop in simulation", "hapo demo", as_json=False)
+    demo = add("demo", _demo, "the whole loop in simulation", "hapo demo", False, _complete_demo)
     demo.add_argument("--output", default="runs/demo", help="folder of bags, checkpoints, report")
-    for name, text in (
-        ("demonstrations", "episodes of the expert"),
-        ("seeds", "evaluation episodes a policy"),
-        ("steps", "optimizer steps"),
-        ("episodes", "deployment episodes, at most"),
-        ("takeovers", "stop deploying after so many"),
-        ("workers", "processes of collection and evaluation"),
-    ):
-        default = getattr(DemoOptions, name)
-        demo.add_argument(f"--{name}", type=int, default=default, help=text)
 
     deploy = add(
         "deploy",
@@ -593,9 +596,8 @@ def _parser() -> argparse.ArgumentParser:
         "start the nodes of a deployment without ROS 2's launch",
         "hapo deploy operator:=simulated task:=Lift",
         as_json=False,
+        complete=_describing("arguments", _deploy_help),
     )
-    deploy.formatter_class = argparse.RawDescriptionHelpFormatter
-    deploy.description += "\n\narguments:\n" + _deploy_help()
     deploy.add_argument("arguments", nargs="*", metavar="NAME:=VALUE", help="see below")
 
     console = add(
@@ -646,11 +648,10 @@ def _parser() -> argparse.ArgumentParser:
         "learn from interventions",
         "hapo optimize runs/demonstrations runs/bags --base runs/base --method hapo_anchored "
         "--output runs/better",
+        complete=_describing("methods", _methods_help),
     )
     _add_learning(optimize)
     optimize.add_argument("--base", required=True, help="checkpoint to start from")
-    optimize.formatter_class = argparse.RawDescriptionHelpFormatter
-    optimize.description += "\n\nmethods:\n" + _methods_help()
     optimize.add_argument("--method", required=True, help="one of the above")
     optimize.add_argument(
         "--allow-missing-group",
@@ -713,9 +714,8 @@ def _parser() -> argparse.ArgumentParser:
         "make bags of other recordings",
         "hapo import robomimic lift.hdf5 --output runs/lift --instruction 'lift the cube'",
     )
-    import_.formatter_class = argparse.RawDescriptionHelpFormatter
-    import_.description += "\n\nformats:\n" + _formats_help("reads")
-    import_.add_argument("format", choices=_formats("reads"), metavar="FORMAT", help="see above")
+    format_ = import_.add_argument("format", metavar="FORMAT", help="see above")
+    import_.complete = partial(_complete_formats, "reads", format_)
     import_.add_argument("source", help="file or folder to read; it is not changed")
     import_.add_argument("--output", required=True, help="folder of the episodes")
     import_.add_argument("--task", default="", help="empty: as the source says")
@@ -744,9 +744,8 @@ def _parser() -> argparse.ArgumentParser:
         "write bags in another form, with labels as relabelled and reviewed",
         "hapo export lerobot runs/bags --output runs/lerobot",
     )
-    export.formatter_class = argparse.RawDescriptionHelpFormatter
-    export.description += "\n\nformats:\n" + _formats_help("writes")
-    export.add_argument("format", choices=_formats("writes"), metavar="FORMAT", help="see above")
+    format_ = export.add_argument("format", metavar="FORMAT", help="see above")
+    export.complete = partial(_complete_formats, "writes", format_)
     export.add_argument("bags", nargs="+", help="episodes, or folders of episodes")
     export.add_argument("--output", required=True, help="new file or folder")
     export.add_argument(
@@ -806,6 +805,37 @@ def _add_learning(command) -> None:
         action="store_true",
         help="go on with the run that was cancelled or killed, by the same command",
     )
+
+
+# What completes the commands
+
+
+def _complete_demo(command: _Parser) -> None:
+    from hapo_ros.demo import DemoOptions
+
+    for name, text in (
+        ("demonstrations", "episodes of the expert"),
+        ("seeds", "evaluation episodes a policy"),
+        ("steps", "optimizer steps"),
+        ("episodes", "deployment episodes, at most"),
+        ("takeovers", "stop deploying after so many"),
+        ("workers", "processes of collection and evaluation"),
+    ):
+        default = getattr(DemoOptions, name)
+        command.add_argument(f"--{name}", type=int, default=default, help=text)
+
+
+def _describing(title: str, rows: Callable[[], str]) -> Callable[[_Parser], None]:
+    def complete(command: _Parser) -> None:
+        command.formatter_class = argparse.RawDescriptionHelpFormatter
+        command.description += f"\n\n{title}:\n{rows()}"
+
+    return complete
+
+
+def _complete_formats(does: str, format_: argparse.Action, command: _Parser) -> None:
+    _describing("formats", partial(_formats_help, does))(command)
+    format_.choices = _formats(does)
 
 
 def _methods_help() -> str:

@@ -707,3 +707,15 @@ def test_help_needs_no_heavy_library():
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=DEADLINE_S
     )
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_the_doctor_can_be_asked_where_numpy_cannot_be_imported():
+    program = (
+        "import sys\nsys.modules['numpy'] = None\nfrom hapo_ros.cli import _parser\n"
+        "print(_parser().parse_args(['doctor']).command)\n"
+        "from hapo_ros.doctor import _live_axes\nprint(_live_axes(1.0).status)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=DEADLINE_S
+    )
+    assert done.stdout.split() == ["doctor", "warn"], done.stderr
