@@ -104,24 +104,25 @@ class GatewayClient:
     def replies(self, request_id: int, timeout_s: float) -> Iterator[dict | None]:
         """What the graph says to a request, up to its result; None now and then meanwhile.
 
-        Raises GatewayError on an error, or where nothing is heard for ``timeout_s``.
+        Raises GatewayError on an error, or where nothing is said to it for ``timeout_s``, whatever
+        else is heard.
         """
         deadline = time.monotonic() + timeout_s
         while True:
-            said = self.heard(0.1)
-            if said is None:
-                if time.monotonic() > deadline:
-                    raise GatewayError(f"No answer from the graph for {timeout_s:g} s.")
-                yield None
-            elif "event" in said:
+            said = self.heard(0.1) or {}
+            if "event" in said:
                 self._hear(said)
-            elif said.get("id") == request_id:
+            if said.get("id") == request_id:
                 if "error" in said:
                     raise (NoServer if said.get("no_server") else GatewayError)(said["error"])
                 deadline = time.monotonic() + timeout_s
                 yield said
                 if "result" in said:
                     return
+            elif time.monotonic() > deadline:
+                raise GatewayError(f"No answer from the graph for {timeout_s:g} s.")
+            else:
+                yield None
 
     def call(self, call: str, timeout_s: float = 30.0, **fields) -> dict:
         """Send a request and wait for its result."""

@@ -458,6 +458,7 @@ def test_the_gateway_tells_a_console_of_device_and_diagnostics(probe):
         GatewayClient(0.1, others.append) as other,
     ):
         wait_for(lambda: {"device", "diagnostics"} <= told.keys(), say)
+        assert "ready" in told
         assert told["device"]["axes"] == [0.5, None, 0.0, 0.0, 0.0, -1.0]
         assert told["device"]["buttons"] == [0, 1]
         assert told["diagnostics"] == {

@@ -8,7 +8,7 @@ from hapo_ros.gateway_client import GatewayClient, GatewayError
 from hapo_ros.supervisor import DeploymentError
 
 SERVER_S = 3.0  # a request whose server is not there for this long is given up
-RESTART_S = 0.5
+RESTART_S, RESTART_MOST_S = 0.5, 8.0  # doubled with every gateway that dies without a word
 
 
 class Link:
@@ -28,7 +28,7 @@ class Link:
 
     def listen(self, hear: Callable[[dict], None]) -> None:
         """Pass on everything that is heard from now on: events, answers, and as events of its own
-        ``gateway_lost`` (with ``text``) and ``gateway_started``.
+        ``gateway_lost`` (with ``text``) and, with the first word of the next, ``gateway_started``.
         """
         self._thread = threading.Thread(target=self._listen, args=(hear,), daemon=True)
         self._thread.start()
@@ -38,6 +38,7 @@ class Link:
         return self._client.begin(call, **fields)
 
     def _listen(self, hear: Callable[[dict], None]) -> None:
+        deaths = 0  # since something was heard
         while not self._ended.is_set():
             try:
                 said = self._client.heard(0.1)
@@ -45,15 +46,19 @@ class Link:
                 hear(
                     {"event": "gateway_lost", "text": f"{error} It is started again.{self._why()}"}
                 )
-                self._restart()
+                self._restart(min(RESTART_S * 2**deaths, RESTART_MOST_S))
+                deaths += 1
+                continue
+            if said is None:
+                continue
+            if deaths:
+                deaths = 0
                 hear({"event": "gateway_started"})
-            else:
-                if said is not None:
-                    hear(said)
+            hear(said)
 
-    def _restart(self) -> None:
+    def _restart(self, wait_s: float) -> None:
         self._client.close()
-        while not self._ended.wait(RESTART_S):
+        while not self._ended.wait(wait_s):
             try:
                 self._client = self._start()
             except (DeploymentError, OSError):

@@ -9,6 +9,7 @@ The other fields are those of the action's goal or the service's request. Out:
     {"id": 2, "feedback": {...}}    {"id": 2, "result": {...}}    {"id": 2, "error": "a sentence"}
     {"event": "episode" | "authority" | "authority_lost" | "policy", ...}
 and for a console also
+    {"event": "ready"}    first of all
     {"event": "device", "axes": [...], "buttons": [...]}    now and then, while it reports
     {"event": "diagnostics", "name": ..., "level": 0..3, "message": ..., "values": {...}}
 ``age_s`` of an episode's event is the time since it was said, by the clocks of both sides.
@@ -96,6 +97,7 @@ class Gateway(HapoNode):
         )
         self.create_subscription(String, topics.POLICY_INFO, self._on_policy, LATCHED)
         if self.parameters.console:
+            _tell({"event": "ready"})
             self._tell_a_console()
         # A request goes out when its line is read, not with the next round of the timer.
         self._line_read = self.create_guard_condition(self._go_on)
