@@ -12,10 +12,11 @@ from hapo_ros.console import app
 from hapo_ros.console.app import HELP, KEYS, TALL, ConsoleApp, Panel
 from hapo_ros.console.letters import large, small
 from hapo_ros.console.model import LOST, State
-from hapo_ros.console.requests import ANSWER_S
+from hapo_ros.console.requests import ANSWER_S, REPEAT_S
 from hapo_ros.gateway_client import GatewayError
 
 SMALLEST, LARGER = (80, 24), (120, 36)
+SMALLER = ((72, 24), (80, 20))  # than what everything has its place on
 RUNNING = (episode(), status(counts=(0, 8, 0, 0)))
 
 
@@ -142,7 +143,7 @@ def test_every_reason_fits_on_the_smallest_screen_together_with_an_alarm():
     run(test)
 
 
-@pytest.mark.parametrize("size", [SMALLEST, LARGER, (200, 60)])
+@pytest.mark.parametrize("size", [SMALLEST, LARGER, (200, 60), *SMALLER])
 def test_every_part_has_its_place_on_the_screen(size):
     async def test():
         async with console(*RUNNING, size=size) as screen:
@@ -152,6 +153,28 @@ def test_every_part_has_its_place_on_the_screen(size):
                 assert {panel.id for panel in shown} >= {"authority", "keys"}
                 assert ("help" in {panel.id for panel in shown}) == helping
                 await screen.press("question_mark")
+
+    run(test)
+
+
+@pytest.mark.parametrize("size", SMALLER)
+def test_below_the_smallest_screen_the_keys_and_a_question_are_still_seen(size):
+    async def test():
+        async with console(*RUNNING, size=size) as screen:
+            for keys, word in KEYS.values():
+                assert f"{keys.replace(',', '/')} {word}" in screen.words("keys")
+            await screen.press("x")
+            assert f"Discard {EPISODE}? x again" in screen.words("answers")
+
+    run(test)
+
+
+def test_on_a_low_screen_the_first_keys_are_those_of_the_authority():
+    async def test():
+        async with console(*RUNNING, size=(80, 8)) as screen:
+            keys = screen.app.query_one("#keys", Panel)
+            assert screen.panel("keys").splitlines()[0].startswith(" e  EMERGENCY STOP")
+            assert keys.region.bottom <= 8
 
     run(test)
 
@@ -192,6 +215,7 @@ def test_a_loss_is_shown_at_once_and_so_is_its_end(loss):
             await screen.say(loss)
             assert screen.app.query_one("#authority").has_class(LOST)
             assert loss["text"] in screen.words("authority")
+            assert "RUNNING, as last heard" in screen.words("episode")
             await screen.say({"event": "gateway_started"}, status())
             assert screen.app.query_one("#authority").has_class("POLICY")
 
@@ -219,6 +243,7 @@ def test_the_episode_is_shown_with_its_clock_and_its_counts():
             await screen.say(episode(State.FINISHED, outcome="success", bag="/bags/it"))
             assert "RECORDED: success" in screen.words("episode")
             assert "in /bags/it" in screen.words("episode")
+            assert "as last heard" not in screen.words("episode")
 
     run(test)
 
@@ -324,7 +349,7 @@ def test_a_problem_and_the_last_answer_are_both_seen_on_the_smallest_screen():
     run(test)
 
 
-def test_discarding_is_asked_back_and_a_second_x_does_it():
+def test_discarding_is_asked_back_and_a_second_x_does_it(clock):
     async def test():
         async with console(*RUNNING) as screen:
             await screen.press("x")
@@ -334,7 +359,10 @@ def test_discarding_is_asked_back_and_a_second_x_does_it():
             await screen.press("x", "question_mark", "x")
             assert "x again" in screen.words("answers") and not screen.asked  # asked anew
             await screen.press("space")
-            await screen.press("x", "x")
+            await screen.press("x", "x")  # held
+            assert "x again" in screen.words("answers") and not screen.asked
+            clock.now_s += REPEAT_S
+            await screen.press("x")
             assert screen.asked == ["discard_episode"]
 
     run(test)
@@ -394,7 +422,7 @@ def test_leaving_asks_the_deployment_for_nothing(key):
         async with console(*RUNNING) as screen:
             await screen.press(key)
             assert not screen.asked and screen.app.return_code == 0
-            assert EPISODE in screen.app.model.farewell()
+            assert EPISODE in screen.app.model.farewell(app.time.monotonic())
 
     run(test)
 

@@ -7,7 +7,14 @@ import pytest
 from hapo_ros import labels
 from hapo_ros.arbitration import Authority, Event, Reason
 from hapo_ros.console.model import LOST, SILENCE_S, Console, State
-from hapo_ros.console.requests import ANSWER_S, CONFIRM_S, ESTOP, OF_AUTHORITY, OF_EPISODE
+from hapo_ros.console.requests import (
+    ANSWER_S,
+    CONFIRM_S,
+    ESTOP,
+    OF_AUTHORITY,
+    OF_EPISODE,
+    REPEAT_S,
+)
 from hapo_ros.gateway_client import GatewayError
 
 P, H, N = labels.POLICY, labels.HUMAN, labels.NONE
@@ -197,6 +204,7 @@ def test_the_states_are_those_of_the_message():
 
 def test_the_clock_of_an_episode_runs_and_stands_still_after_it(desk):
     desk.hear(episode(), now_s=100.0)
+    desk.hear(status(), now_s=112.0)
     assert desk.console.clock_s(112.0) == 12.0
     desk.hear(episode(State.CLOSING), now_s=120.0)
     desk.hear(episode(State.FINISHED, outcome="success", bag="/b"), now_s=121.0)
@@ -205,7 +213,7 @@ def test_the_clock_of_an_episode_runs_and_stands_still_after_it(desk):
 
 
 def test_a_console_that_comes_late_knows_how_long_the_episode_runs(desk):
-    desk.hear(episode(age_s=30.0), now_s=100.0)
+    desk.hear(episode(age_s=30.0), status(), now_s=100.0)
     assert desk.console.clock_s(101.0) == 31.0
 
 
@@ -436,11 +444,23 @@ def test_the_answer_of_a_service_is_shown_as_it_is(running):
 def test_discarding_takes_a_second_x(running):
     running.press("discard")
     assert not running.sent and EPISODE in running.requests.question(0.0)
-    running.press("discard")
+    running.press("discard", now_s=REPEAT_S)
     assert running.sent == [
         ("discard_episode", {"episode_id": EPISODE, "reason": "At the console."})
     ]
-    assert not running.requests.question(0.0)
+    assert not running.requests.question(REPEAT_S)
+
+
+def test_an_x_that_is_held_confirms_nothing_and_one_after_it_does(running):
+    running.press("discard")
+    held_s = [REPEAT_S - 0.01 + 0.03 * number for number in range(100)]
+    for now_s in held_s:
+        running.press("discard", now_s=now_s)
+        assert not running.sent and running.requests.question(now_s)
+    for now_s in (held_s[-1] + 1.0, held_s[-1] + 1.5):  # and held again
+        running.press("discard", now_s=now_s)
+        assert [call for call, _ in running.sent] == ["discard_episode"]
+    assert running.last[1] == "waiting"
 
 
 @pytest.mark.parametrize("other", sorted(set(OF_EPISODE) - {"discard"}))
@@ -471,8 +491,8 @@ def test_a_confirmation_is_not_waited_for_for_ever_nor_for_another_episode(runni
     running.press("discard", now_s=CONFIRM_S)
     assert not running.sent
     running.hear(episode(episode_id="next"))
-    running.press("discard", now_s=CONFIRM_S)
-    assert not running.sent and "next" in running.requests.question(CONFIRM_S)
+    running.press("discard", now_s=CONFIRM_S + 1.0)
+    assert not running.sent and "next" in running.requests.question(CONFIRM_S + 1.0)
 
 
 def test_requests_about_the_episode_wait_for_each_other_and_say_so(desk):
@@ -564,6 +584,27 @@ def test_an_emergency_stop_outlasts_the_gateway(running, pressed):
     assert running.last[1] == "waiting" and "not followed yet" in running.requests.alarm
 
 
+@pytest.mark.parametrize("pressed", ["before", "after", "both"])
+def test_of_several_emergency_stops_without_a_gateway_the_newest_is_sent_and_the_others_say_so(
+    running, pressed
+):
+    if pressed != "after":
+        running.press(ESTOP, ESTOP)
+    running.connected = False
+    running.hear({"event": "gateway_lost", "text": "The gateway ended."})
+    if pressed != "before":
+        running.press(ESTOP, ESTOP)
+    sent = len(running.sent)
+    newest, *older = running.requests.notes
+    assert newest.mark == "waiting"
+    assert {(note.mark, note.text) for note in older} == {
+        ("refused", "A newer one takes its place.")
+    }
+    running.connected = True
+    running.hear({"event": "gateway_started"})
+    assert len(running.sent) == sent + 1 and "not followed yet" in running.requests.alarm
+
+
 def test_an_emergency_stop_is_not_sent_long_after_it_was_pressed(running):
     running.connected = False
     running.press(ESTOP)
@@ -594,7 +635,23 @@ def test_the_keys_that_make_sense_are_those_of_the_situation(desk):
 
 
 def test_on_leaving_it_says_what_goes_on(running):
-    assert EPISODE in running.console.farewell()
+    assert EPISODE in running.console.farewell(0.0)
     running.hear(episode(State.FINISHED, outcome="success", bag="/b"))
-    assert EPISODE not in running.console.farewell()
-    assert "the deployment goes on" in running.console.farewell()
+    assert EPISODE not in running.console.farewell(0.0)
+    assert "the deployment goes on" in running.console.farewell(0.0)
+
+
+def test_of_a_deployment_that_is_lost_it_tells_what_was_last_heard(running):
+    running.hear(status(), now_s=5.0)
+    lost_s = 5.0 + SILENCE_S + 1.0
+    assert running.console.clock_s(lost_s - 1.5) == lost_s - 1.5
+    assert running.console.clock_s(lost_s) == running.console.clock_s(lost_s + 9.0) == 5.0
+    said = running.console.farewell(lost_s)
+    assert "was not heard any more" in said and f"{EPISODE} was being recorded" in said
+    assert "goes on" not in said
+
+
+def test_on_leaving_where_nothing_was_heard_it_does_not_say_that_a_deployment_goes_on(desk):
+    assert desk.console.farewell(0.0) == (
+        "The console has ended; the deployment was not heard any more. See whether it runs."
+    )

@@ -17,26 +17,27 @@ from hapo_ros import labels
 from hapo_ros.console.letters import large, small
 from hapo_ros.console.link import Link
 from hapo_ros.console.model import LOST, Console
-from hapo_ros.console.requests import ESTOP
+from hapo_ros.console.requests import ESTOP, OF_AUTHORITY
 from hapo_ros.devices.reports import AXES
 
 REFRESH_S = 0.2
 PANELS = 8  # that compose() makes
+USUAL = 24  # lines of a terminal below which what can be done without gives way to the answers
 TALL = 30  # lines of a terminal from which on the letters are larger
 TOGETHER = 4  # steps in a character of the strip: a fifth of a second
-# Name of a request -> keys, and the word on the screen. Two rows of them.
+# Name of a request -> keys, and the word on the screen. Two rows of them, that of the authority
+# first: a small screen may have no place for more.
 KEYS = {
+    ESTOP: ("e", "EMERGENCY STOP"),
+    "hold": ("h", "hold"),
+    "resume": ("r", "resume"),
+    "clear fault": ("c", "clear fault"),
     "start": ("s", "start"),
     "demonstration": ("d", "demonstration"),
     "success": ("y,enter", "success"),
     "failure": ("n", "failure"),
     "discard": ("x", "discard"),
-    "hold": ("h", "hold"),
-    "resume": ("r", "resume"),
-    "clear fault": ("c", "clear fault"),
-    ESTOP: ("e", "EMERGENCY STOP"),
 }
-FIRST_ROW = ("start", "demonstration", "success", "failure", "discard")
 # Shape, as well as colour, says what a step was.
 STEPS = {
     labels.POLICY: ("▄", "#3fb950"),
@@ -53,7 +54,7 @@ HELP = """\
 s  starts an episode: the policy acts.   d  a demonstration: you act.
 y  or enter ends it as a success,  n  as a failure. n while you have the arm
    in a deployment: your correction is not resolved, and not learned from.
-x  and x again discards it: the bag is kept, and never learned from.
+x  and, a second later, x again discards it: kept, and never learned from.
 h  holds the arm.   r  goes on from a hold, or hands back to the policy.
 e  EMERGENCY STOP, at once and latched.   c  clears it, with the cap let go.
    Not safety-rated: a robot's safety function is its hardware e-stop.
@@ -85,7 +86,9 @@ class ConsoleApp(App[None]):
 
     TITLE = "hapo console"
     ENABLE_COMMAND_PALETTE = False
-    VERTICAL_BREAKPOINTS = [(0, "-low"), (TALL, "-tall")]  # noqa: RUF012  # textual's own way
+    VERTICAL_BREAKPOINTS = [  # noqa: RUF012  # textual's own way
+        *((0, "-low"), (USUAL, "-usual"), (TALL, "-tall")),
+    ]
     BINDINGS = [  # noqa: RUF012  # textual's own way
         *(
             # Upper case too: an emergency stop must not fail for a caps lock.
@@ -107,11 +110,13 @@ class ConsoleApp(App[None]):
     .LOST { background: #3d444d; color: #ffffff; }
     .box { border-top: solid #484f58; border-title-color: #9ea7b3; padding: 0 1; }
     #middle { height: 7; }
-    #episode, #device { width: 1fr; height: 7; }
+    .-low #middle { height: 4; }
+    #episode, #device { width: 1fr; height: 100%; }
     #steps { height: 3; }
-    #answers { height: 1fr; }
+    .-low #steps { display: none; }
+    #answers { height: 1fr; min-height: 3; }
     #help { height: 1fr; display: none; }
-    #keys { height: 2; padding: 0 1; background: #21262d; }
+    #keys { dock: bottom; height: auto; max-height: 4; padding: 0 1; background: #21262d; }
     .helping #middle, .helping #steps, .helping #answers { display: none; }
     .helping #help { display: block; }
     """
@@ -214,8 +219,9 @@ class ConsoleApp(App[None]):
                 ("NONE", "bold"), f" yet. The next one has seed {model.requests.next_seed}."
             )
         ratio = model.intervention_ratio
+        last = ", as last heard" if model.running and model.lost(now_s) else ""
         rows = [
-            f"  {_clock(model.clock_s(now_s))}  step {model.steps}",
+            f"{last}  {_clock(model.clock_s(now_s))}  step {model.steps}",
             episode["episode_id"],
             f"{episode['source']} of {episode['task']}, seed {episode['seed']}",
             f'"{episode["instruction"]}"',
@@ -260,9 +266,9 @@ class ConsoleApp(App[None]):
         return text
 
     def _keys(self, now_s: float) -> Text:
-        first = [self._key(name, now_s) for name in FIRST_ROW]
-        second = [self._key(name, now_s) for name in KEYS if name not in FIRST_ROW]
-        second += [_key("?", "help"), _key("q", "quit")]
+        first = [self._key(name, now_s) for name in KEYS if name in OF_AUTHORITY]
+        first += [_key("?", "help"), _key("q", "quit")]
+        second = [self._key(name, now_s) for name in KEYS if name not in OF_AUTHORITY]
         return Text("\n").join([Text("  ").join(first), Text("  ").join(second)])
 
     def _key(self, name: str, now_s: float) -> Text:
@@ -302,4 +308,4 @@ def run(link: Link, task: str, instruction: str, seed: int | None) -> tuple[int,
     """Show the console until it is left; returns the exit code and what is left to say."""
     app = ConsoleApp(link, task, instruction, seed)
     app.run(mouse=False)  # so that the terminal's own selecting and copying works
-    return app.return_code or 0, app.model.farewell()
+    return app.return_code or 0, app.model.farewell(time.monotonic())

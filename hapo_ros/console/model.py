@@ -59,6 +59,7 @@ class Console:
         self._diagnostics: dict[str, tuple[float, str]] = {}
         self._recorder_problem = ""
         self._began_s = self._ended_s = 0.0  # of the episode
+        self._episode_s = -float("inf")  # of the recorder's last word
         self._counted = ""  # the episode that is counted
         self._before = [0] * 5  # labels and takeovers, from before a restart of the arbiter
         self._now = [0] * 5
@@ -115,6 +116,7 @@ class Console:
 
     def _on_episode(self, said: dict, now_s: float) -> None:
         last, state, was_running = self.episode, State(said["state"]), self.running
+        self._episode_s = now_s
         if state == State.RUNNING:
             self._recorder_problem = ""
             if not was_running or said["episode_id"] != last["episode_id"]:
@@ -172,6 +174,10 @@ class Console:
             )
         return Authority(self.status["authority"]).name, self.status["text"]
 
+    def lost(self, now_s: float) -> bool:
+        """Whether nothing is known of the deployment but what was last heard."""
+        return self.authority(now_s)[0] == LOST
+
     def since_s(self, now_s: float) -> float:
         """Seconds for which the authority has been the same."""
         return now_s - self._since_s
@@ -183,7 +189,7 @@ class Console:
 
     def device(self, now_s: float) -> tuple[str, str]:
         """State of the operator's device, and what that means, as a sentence."""
-        if self.authority(now_s)[0] == LOST:
+        if self.lost(now_s):
             return "UNKNOWN", "The arbiter would say."
         if not self.status["device_live"]:
             return "SILENT", "No one can take over with it."
@@ -207,8 +213,13 @@ class Console:
         return "NONE" if state == State.IDLE else State(state).name
 
     def clock_s(self, now_s: float) -> float:
-        """Seconds since the episode began; of one that has ended, how long it took."""
-        return (now_s if self.running else self._ended_s) - self._began_s
+        """Seconds since the episode began; of one that has ended, how long it took; of one that is
+        lost, up to the last that was heard."""
+        if not self.running:
+            return self._ended_s - self._began_s
+        if self.lost(now_s):
+            now_s = max(self._heard_s, self._episode_s)
+        return now_s - self._began_s
 
     @property
     def counts(self) -> list[int]:
@@ -256,8 +267,14 @@ class Console:
             return self.running != (name in STARTS)
         return who in _WHEN[name] and (self.running or name != "resume")
 
-    def farewell(self) -> str:
+    def farewell(self, now_s: float) -> str:
         """What the operator has to know on leaving."""
+        if self.lost(now_s):
+            text = (
+                "The console has ended; the deployment was not heard any more. See whether it runs."
+            )
+            running = f" {self.episode['episode_id']} was being recorded." if self.running else ""
+            return text + running
         if not self.running:
             return "The console has ended; the deployment goes on."
         return (

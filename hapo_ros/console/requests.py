@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 ANSWER_S = 10.0  # for an answer; longer than the gateway waits for a server
 CONFIRM_S = 10.0  # for the second x
+REPEAT_S = 0.7  # an x that follows an x sooner may be the same key, held: they repeat by then
 NOTES = 50
 
 ESTOP = "emergency stop"
@@ -61,17 +62,24 @@ class Requests:
         self._estop: Note | None = None  # the last one, until it is seen to be followed
         self._unsent: Note | None = None  # an emergency stop that waits for the gateway
         self._confirm = ("", -float("inf"))  # episode that a second x discards, until when
+        self._discard_s = -float("inf")  # of the last x, where no other key came after it
 
     # Keys
 
     def press(self, name: str, now_s: float) -> None:
-        """Ask for what a key stands for: a name in OF_AUTHORITY or OF_EPISODE."""
+        """Ask for what a key stands for: a name in OF_AUTHORITY or OF_EPISODE.
+
+        A ``discard`` that follows one within REPEAT_S, without a key between them, does nothing.
+        """
+        before_s, self._discard_s = self._discard_s, now_s if name == "discard" else -float("inf")
+        if now_s - before_s < REPEAT_S and name == "discard":
+            return
         if self._estop is not None and self._estop.mark == "refused":
             self._estop = None  # its alarm was seen, and this is what the operator does about it
         asked = self.question(now_s)
         confirmed = asked and name == "discard"
         if not confirmed:
-            self.press_other(now_s)
+            self._keep(now_s)
         if name in OF_EPISODE:
             if asked and not confirmed:
                 return  # that key was the answer
@@ -92,6 +100,11 @@ class Requests:
 
     def press_other(self, now_s: float) -> None:
         """A key that stands for nothing keeps what was to be discarded."""
+        self._discard_s = -float("inf")
+        self._keep(now_s)
+
+    def _keep(self, now_s: float) -> None:
+        """The answer to the question, if there is one, is no."""
         if self.question(now_s):
             self._note("discard", "refused", "Not discarded; the episode goes on.")
         self._confirm = ("", -float("inf"))
@@ -102,7 +115,9 @@ class Requests:
         same = self._seen.running and self._seen.episode["episode_id"] == episode_id
         if now_s >= until_s or not same:
             return ""
-        return f"Discard {episode_id}? x again discards it, any other key keeps it."
+        return (
+            f"Discard {episode_id}? x again, after a second, discards it; any other key keeps it."
+        )
 
     def _transmit(self, note: Note) -> None:
         call, fields = self._request(note.name)
@@ -110,9 +125,16 @@ class Requests:
             self._sent[self._send(call, **fields)] = note
         except GatewayError as error:
             if note.name == ESTOP:  # never too late to be sent
-                self._unsent, note.text = note, f"{error} It is sent as soon as there is another."
+                note.text = f"{error} It is sent as soon as there is another."
+                self._send_later(note)
             else:
                 note.mark, note.text = "refused", f"Not sent. {error}"
+
+    def _send_later(self, note: Note) -> None:
+        """Keep an emergency stop for the next gateway: one of them, the newest."""
+        if self._unsent is not None:
+            self._unsent.mark, self._unsent.text = "refused", "A newer one takes its place."
+        self._unsent = note
 
     def _request(self, name: str) -> tuple[str, dict]:
         seen = self._seen
@@ -161,7 +183,7 @@ class Requests:
         """The gateway has ended, and took with it what was not answered."""
         for note in self._sent.values():
             if note.name == ESTOP and note.mark == "waiting":
-                self._unsent = note
+                self._send_later(note)
             elif note.mark == "waiting":
                 note.mark = "refused"
                 note.text = "The connection was lost before the answer came. It may have been done."
