@@ -49,7 +49,7 @@ class Limits:
             ),
         )
         self._low, self._high = config.workspace_min_m, config.workspace_max_m
-        self._metres = linear * period_s  # that action 1 moves in a step
+        self._metres = config.step_m
         self.needs_pose = any(abs(side) < OPEN_M for side in (*self._low, *self._high))
 
     def apply(self, action, motion, pose=None) -> tuple[np.ndarray, bool]:

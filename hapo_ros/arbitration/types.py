@@ -322,6 +322,11 @@ class ArbiterConfig:
             f"buttons are numbered from 0: {self.gripper_button} and {self.authority_button}",
         )
 
+    @property
+    def step_m(self) -> float:
+        """How far action 1.0 moves the hand in a step, m."""
+        return self.linear_scale_m_s * self.control_period_s
+
 
 def _numbers(config: ArbiterConfig, name: str, n: int) -> np.ndarray:
     """(n,) of a field; ValueError for another number of numbers."""

@@ -141,7 +141,7 @@ class _Builder:
         self.episodes: list[dict] = []
         self.recorded: list[np.ndarray] = []
         self.columns: dict[str, list[np.ndarray]] = {}
-        self.form: dict | None = None
+        self.form: dict = {}  # what all episodes have to agree on
 
     def add(self, episode: Episode | BadEpisode) -> None:
         if isinstance(episode, BadEpisode):
@@ -254,7 +254,7 @@ class _Builder:
         }
         units = {key: info.action_space.get(key) for key in UNITS}
         form |= {key: value for key, value in units.items() if value is not None}
-        self.form = form | (self.form or {})
+        self.form = form | self.form
         different = [key for key in form if not _same(form[key], self.form[key])]
         if different:
             key = different[0]

@@ -80,8 +80,6 @@ class ArbiterNode(HapoNode):
         self._poses: OrderedDict[int, object] = OrderedDict()  # stamp -> PoseStamped
         self._pose_received_s = -float("inf")  # of the newest
         self._sent_m = np.zeros(3)  # how far the hand was sent since then
-        own = self.parameters
-        self._metres = own.linear_scale_m_s * own.control_period_s  # that action 1 moves in a step
         self._newest_stamp_ns = 0  # of the ticks
         self._estop_is_pressed = False
         self._other_commanders = ""
@@ -411,7 +409,8 @@ class ArbiterNode(HapoNode):
             self._tick, self._decided = None, (tick.episode_id, tick.sequence)
             self._labels[decision.label] += 1
             self._answers.decided(tick.sequence)
-        self._sent_m = self._sent_m + decision.action[:3] * self._metres
+        if self.core.needs_pose:
+            self._sent_m = self._sent_m + decision.action[:3] * self.core.config.step_m
         self._publish(decision, tick.stamp_ns if tick else self._stamp_ns(), tick is not None)
         self._announce()
 

@@ -119,13 +119,11 @@ class PolicyNode(HapoNode):
         known_ns, _, before = self.word_left.partition(" ")
         known_ns = int(known_ns) if before else own.promoted_ignored_ns
         newer = current(own.promoted, known_ns) if own.promoted else ""
-        if newer and own.checkpoint:
-            # It was promoted where this deployment was not seen.
+        if newer and own.checkpoint not in ("", newer):
             needs, has = checkpoint.form_of(newer), checkpoint.form_of(own.checkpoint)
-            if needs != has:
+            if misfit := _misfit(newer, needs, has):  # promoted where this deployment was not seen
                 self.get_logger().error(
-                    f"{newer} was promoted and is not served: {_misfit(newer, needs, has)} Or "
-                    "promote one that fits."
+                    f"{newer} was promoted and is not served: {misfit} Or promote one that fits."
                 )
                 newer = ""
         return newer or before or own.checkpoint
@@ -312,7 +310,7 @@ class PolicyNode(HapoNode):
 
     def _finish_loading(self, handle) -> LoadPolicy.Result:
         loading, self._loading = self._loading, None
-        text = loading.problem or self._refusal() or self._misfit(loading)
+        text = loading.problem or self._refusal() or self._objection(loading)
         ok = not text
         if not ok:
             self.get_logger().error(text)
@@ -328,12 +326,11 @@ class PolicyNode(HapoNode):
             text = f"Serving {self._policy.version}."
         return LoadPolicy.Result(ok=ok, policy_version=self._policy.version, text=text)
 
-    def _misfit(self, loading: "_Loading") -> str:
+    def _objection(self, loading: "_Loading") -> str:
         """Why what was loaded cannot take the place of what is served; empty if it can."""
         if loading.policy is None:
             return f"{loading.folder} cannot be loaded; the log says why. The policy stays."
-        needs, has = form(loading.policy), form(self._policy)
-        return "" if needs == has else _misfit(loading.folder, needs, has)
+        return _misfit(loading.folder, form(loading.policy), form(self._policy))
 
 
 class _Loading(threading.Thread):
@@ -369,6 +366,9 @@ class _GivenUp(Exception):
 
 
 def _misfit(folder: str, needs: str, has: str) -> str:
+    """Why a checkpoint of one form cannot be served in a deployment of another; empty if it can."""
+    if needs == has:
+        return ""
     return (
         f"{folder} needs {needs}; this deployment has {has}. The policy stays. Start a deployment "
         "with that checkpoint."
